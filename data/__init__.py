@@ -1,0 +1,1 @@
+"""TFDS builders of the published spike-guided deblurring data sets."""
