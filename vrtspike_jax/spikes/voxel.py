@@ -1,0 +1,109 @@
+"""Voxel grids: the spikes of one exposure, counted in K equal stretches of time.
+
+Step t of an exposure of S steps falls into bin floor(t * K / S). Steps outside the exposure are in
+no bin (clamping them into the end bins would add light that the exposure never saw).
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+MAX_COUNT = 255
+
+
+def bin_edges(steps: int, bins: int) -> np.ndarray:
+    """First step of each bin, and `steps` at the end: [bins + 1] int; empty bins where equal."""
+    if steps < 1 or bins < 1:
+        raise ValueError(f"found {steps} steps and {bins} bins, wanted at least 1 of each")
+    # floor(t * bins / steps) >= k  <=>  t >= k * steps / bins, in whole numbers.
+    return -(-np.arange(bins + 1) * steps // bins)
+
+
+def voxel_counts(
+    spikes: np.ndarray, bins: int, exposure: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "*n H W K"]:
+    """Counts spikes in `bins` equal stretches of each exposure.
+
+    Args:
+      spikes: [..., S, H, W] of 0 or 1 (uint8 or bool); leading axes, such as T, are kept.
+      bins: K. With S < K some bins stay empty.
+      exposure: (first, last) steps of the exposure, half-open, within or beyond 0..S: steps of
+        `spikes` outside it are left out, and bins divide the exposure. None takes all S steps.
+
+    Returns:
+      uint8 [..., H, W, K]; counts above 255 (bins of more than 255 steps) are cut to 255.
+
+    Raises:
+      ValueError: too few axes, no steps, or an empty exposure.
+    """
+    return _counts(spikes, bins, exposure, saturate=True)
+
+
+def voxelize(
+    spikes: np.ndarray,
+    bins: int,
+    log: bool = True,
+    *,
+    exposure: tuple[int, int] | None = None,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Float32[np.ndarray, "*n H W K"]:
+    """Voxel grid of each exposure: counts, log1p if `log`, then (value - mean) / std.
+
+    Args:
+      spikes, bins, exposure: as in `voxel_counts`.
+      log: compress counts with log(1 + count).
+      mean, std: normalisation after the logarithm; the defaults leave values as they are.
+
+    Returns:
+      float32 [..., H, W, K].
+
+    Raises:
+      ValueError: as `voxel_counts`, or std <= 0.
+    """
+    return normalize_counts(_counts(spikes, bins, exposure, saturate=False), log, mean, std)
+
+
+def normalize_counts(
+    counts: np.ndarray, log: bool = True, mean: float = 0.0, std: float = 1.0
+) -> Float32[np.ndarray, "*n H W K"]:
+    """Turns counts into network input: log1p if `log`, then (value - mean) / std, float32."""
+    if not std > 0:
+        raise ValueError(f"found std {std}, wanted a positive number")
+    # Few distinct values, so a table beats a logarithm of every voxel.
+    table = np.arange(int(counts.max(initial=0)) + 1, dtype=np.float64)
+    table = np.log1p(table) if log else table
+    return ((table - mean) / std).astype(np.float32).take(counts)
+
+
+def _counts(
+    spikes: np.ndarray, bins: int, exposure: tuple[int, int] | None, saturate: bool
+) -> np.ndarray:
+    spikes = np.asarray(spikes)
+    if spikes.ndim < 3:
+        raise ValueError(f"found spikes of shape {spikes.shape}, wanted [..., S, H, W]")
+    if spikes.dtype == np.bool_:
+        spikes = spikes.view(np.uint8)
+    elif not np.issubdtype(spikes.dtype, np.integer):
+        raise ValueError(f"found spikes of type {spikes.dtype}, wanted uint8 or bool, 0 or 1")
+    *lead, steps, height, width = spikes.shape
+    first, last = (0, steps) if exposure is None else exposure
+    if last <= first:
+        raise ValueError(f"found exposure {first} to {last}, wanted at least one step")
+    edges = np.clip(bin_edges(last - first, bins) + first, 0, steps)
+    most = int(np.diff(edges).max())
+    dtype = np.uint8 if most <= MAX_COUNT else np.uint32
+    clips = spikes.reshape(-1, steps, height, width)
+    planes = np.zeros((bins, height, width), dtype)
+    result = np.empty((len(clips), height * width, bins), np.uint8 if saturate else dtype)
+    for clip, grid in zip(clips, result, strict=True):
+        for k in range(bins):
+            # Bins are short: adding a few planes is far quicker than `np.add.reduceat`.
+            np.sum(clip[edges[k] : edges[k + 1]], axis=0, dtype=dtype, out=planes[k])
+        if dtype == np.uint8:
+            # NumPy's own transposing copy is four times slower.
+            cv2.transpose(planes.reshape(bins, -1), dst=grid)
+        else:
+            counts = planes.reshape(bins, -1).T
+            grid[...] = np.minimum(counts, MAX_COUNT) if saturate else counts
+    return result.reshape(*lead, height, width, bins)
