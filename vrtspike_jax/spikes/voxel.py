@@ -71,9 +71,13 @@ def normalize_counts(
     if not std > 0:
         raise ValueError(f"found std {std}, wanted a positive number")
     # Few distinct values, so a table beats a logarithm of every voxel.
-    table = np.arange(int(counts.max(initial=0)) + 1, dtype=np.float64)
-    table = np.log1p(table) if log else table
-    return ((table - mean) / std).astype(np.float32).take(counts)
+    size = max(int(counts.max(initial=0)) + 1, 256)
+    table = np.arange(size, dtype=np.float64)
+    table = (((np.log1p(table) if log else table) - mean) / std).astype(np.float32)
+    if counts.dtype == np.uint8 and counts.size:
+        # OpenCV's look-up is five times faster than `table[counts]`.
+        return cv2.LUT(np.ascontiguousarray(counts).reshape(-1, 1), table).reshape(counts.shape)
+    return table[counts]
 
 
 def _counts(
