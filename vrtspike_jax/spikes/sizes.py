@@ -53,8 +53,7 @@ class SizeGuess:
 def plausible_sizes(path: str | os.PathLike[str], limit: int = 8) -> list[SizeGuess]:
     """Ranks the sizes that divide a `.dat` file into whole steps, likeliest first.
 
-    Known sizes come first if their score is within reach of the best one: a stream repeats itself
-    at twice its picture's height, too.
+    Known sizes come first if their score is within reach of the best one.
 
     Args:
       path: the file.
@@ -84,8 +83,29 @@ def plausible_sizes(path: str | os.PathLike[str], limit: int = 8) -> list[SizeGu
         score = _score(correlation, height, row_bits, frames)
         guesses.append(SizeGuess(height, width, head, frames, score, (height, row_bits) in known))
     best = max((guess.score for guess in guesses), default=0.0)
-    guesses.sort(key=lambda g: (-(g.known and g.score > 0.7 * best), -g.score, g.height * g.width))
-    return guesses[:limit]
+
+    def bits(guess: SizeGuess) -> int:
+        return guess.height * (guess.width + guess.head_columns)
+
+    def favoured(guess: SizeGuess) -> bool:
+        # A small picture repeats at multiples of its size, some of which are known sizes.
+        return (
+            guess.known
+            and guess.score > 0.7 * best
+            and not any(g.score > guess.score and bits(guess) % bits(g) == 0 for g in guesses)
+        )
+
+    def rank(guess: SizeGuess) -> tuple:
+        # Of about equally likely sizes, the smallest.
+        among_best = guess.score > 0.85 * best
+        return (
+            not favoured(guess),
+            not among_best,
+            bits(guess) if among_best else 0,
+            -guess.score,
+        )
+
+    return sorted(guesses, key=rank)[:limit]
 
 
 def _divisions(size: int, known: set[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -121,9 +141,9 @@ def _autocorrelation(packed: np.ndarray) -> np.ndarray:
 
 def _score(correlation: np.ndarray, height: int, row: int, frames: int) -> float:
     rows = correlation[row] if row < len(correlation) // 2 else 0.0
-    # One step alone would mislead: a pixel that has just fired rests, so average over several.
+    # One step alone would mislead, as a pixel that has just fired rests: the median of several.
     frame = height * row
     repeats = np.arange(1, min(frames, 24)) * frame
     repeats = repeats[repeats < len(correlation) // 2]
-    steps = float(correlation[repeats].mean()) if len(repeats) else 0.0
+    steps = float(np.median(correlation[repeats])) if len(repeats) else 0.0
     return float(rows) + steps
