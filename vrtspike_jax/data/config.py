@@ -135,8 +135,10 @@ def check_data_config(config: ml_collections.ConfigDict) -> None:
     for name, (least, most) in _RANGES.items():
         value = _get(config, name)
         # `not <=` also refuses NaN.
-        if isinstance(value, bool) or not isinstance(value, int | float) or (
-            not least <= value <= most
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (not least <= value <= most)
         ):
             raise ValueError(f"config.data.{name}: found {value!r}, wanted {least} to {most}")
         if isinstance(_get(default, name), int) and not isinstance(value, int):
@@ -157,7 +159,9 @@ def check_data_config(config: ml_collections.ConfigDict) -> None:
 def _check_fields(config: ml_collections.ConfigDict, default: object, name: str) -> None:
     unknown, missing = sorted(set(config) - set(default)), sorted(set(default) - set(config))
     if unknown:
-        raise ValueError(f"{name}: found unknown fields {unknown}, wanted some of {sorted(default)}")
+        raise ValueError(
+            f"{name}: found unknown fields {unknown}, wanted some of {sorted(default)}"
+        )
     if missing:
         raise ValueError(f"{name}: fields {missing} are missing")
     for key, value in default.items():

@@ -36,6 +36,12 @@ class Crop:
     spike_rows: tuple[int, int]
     spike_cols: tuple[int, int]
 
+    @property
+    def shape(self) -> tuple[Size, Size]:
+        """Sizes (height, width) of the window in the frames and in the spikes."""
+        size = [last - first for first, last in dataclasses.astuple(self)]
+        return (size[0], size[1]), (size[2], size[3])
+
 
 def spike_size(height: int, width: int, scale: tuple[float, float]) -> Size:
     """Spike pixels (Hs, Ws) of frames of height x width at `scale` (vertical, horizontal)."""
@@ -87,7 +93,9 @@ def _choices(geometry: Geometry, axis: int, size: int, name: str) -> tuple[int, 
     unit, spike_unit = pixels // shared, spikes // shared
     what = ("height", "width")[axis]
     if size > pixels:
-        raise DataError(f"{name}: found frames of {what} {pixels}, wanted at least crop_size={size}")
+        raise DataError(
+            f"{name}: found frames of {what} {pixels}, wanted at least crop_size={size}"
+        )
     if size % unit:
         raise DataError(
             f"{name}: found crop_size={size} with {geometry}; wanted a multiple of {unit} frame "

@@ -1,0 +1,124 @@
+"""Reading PNG, JPEG and BMP files that may be broken or hostile.
+
+The size is taken from the header and compared with what is wanted before a single pixel is decoded,
+so no file can make the decoder allocate more than the config allows.
+"""
+
+import io
+import os
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vrtspike_jax.data.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_FORMATS = ("PNG", "JPEG", "BMP")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+Size = tuple[int, int]
+
+
+def header_size(file: io.BufferedIOBase | str, name: str, max_pixels: int) -> Size:
+    """The size (height, width) that an image's header states. Nothing is decoded.
+
+    Args:
+      file: a path, or an open file.
+      name: what to call it in messages.
+      max_pixels: largest height x width that is accepted.
+
+    Raises:
+      DataError: missing, empty, not a PNG, JPEG or BMP, or larger than `max_pixels`.
+    """
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            width, height = image.size
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: {error}") from None
+    except Exception as error:
+        # Pillow's parsers raise many kinds (struct.error, SyntaxError, zlib.error, ...).
+        raise DataError(
+            f"{name}: not a readable PNG, JPEG or BMP image ({type(error).__name__}: {error})"
+        ) from None
+    if height * width > max_pixels:
+        raise DataError(
+            f"{name}: found an image of {height} x {width} pixels, wanted at most "
+            f"config.data.max_image_pixels={max_pixels}"
+        )
+    return height, width
+
+
+def looks_complete(path: str) -> bool:
+    """Whether a file ends as an image of its kind does; a truncated one does not.
+
+    False may be wrong (some programs append bytes), True may be too (a damaged middle): decoding
+    decides.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(max(0, size - 12))
+        tail = file.read()
+    if head == _PNG_SIGNATURE:
+        return tail == _PNG_END
+    if head[:2] == b"\xff\xd8":
+        return tail[-2:] == b"\xff\xd9"
+    # A BMP says its own length.
+    return head[:2] == b"BM" and int.from_bytes(head[2:6], "little") == size
+
+
+def decode(data: bytes | np.ndarray, size: Size, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an image of known size to RGB.
+
+    Grey images become three equal channels, transparency is dropped, 16-bit values keep their
+    upper 8 bits, and a camera's orientation mark is ignored (spikes would not follow it).
+
+    Args:
+      data: the file's bytes.
+      size: the (height, width) it must have.
+      name: what to call it in messages.
+
+    Raises:
+      DataError: not an image, a damaged one, or of another size.
+    """
+    found = header_size(io.BytesIO(data), name, max(1, size[0] * size[1]))
+    if found == size:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error as error:
+            raise DataError(f"{name}: cannot be decoded: {error}") from None
+        if image is None:
+            raise DataError(f"{name}: cannot be decoded; the file is damaged")
+        found = image.shape[:2]
+    if found != size:
+        raise DataError(
+            f"{name}: found {found[0]} x {found[1]} pixels, wanted {size[0]} x {size[1]}"
+        )
+    return image
+
+
+def read(
+    path: str, size: Size, rows: tuple[int, int], cols: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads a window, half-open rows and columns, of an image file of known size; see `decode`."""
+    return decode(read_bytes(path), size, path)[slice(*rows), slice(*cols)]
+
+
+def read_bytes(path: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
