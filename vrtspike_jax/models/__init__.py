@@ -1,1 +1,6 @@
+"""The models: VRT, and VRT guided by spikes."""
 
+from vrtspike_jax.models.vrt import VRT
+from vrtspike_jax.models.vrtspike import VRTWithSpike
+
+__all__ = ["VRT", "VRTWithSpike"]

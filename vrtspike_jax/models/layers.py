@@ -1,0 +1,70 @@
+"""Layers that several parts of the model share, with PyTorch's defaults where it matters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+# torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
+Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)
+# LayerNorm's statistics are float32 whatever the compute dtype.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+class FrameConv(nn.Module):
+    """PyTorch's Conv3d with kernel (1, 3, 3): one 2D convolution shared by all frames.
+
+    Attributes:
+        features: Output channels.
+        dtype: Compute dtype.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w features"]:
+        kernel = self.param("kernel", torch_uniform, (1, 3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        frames = x.reshape((-1,) + x.shape[2:]).astype(self.dtype)
+        y = jax.lax.conv_general_dilated(
+            frames,
+            kernel[0].astype(self.dtype),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return (y + bias.astype(self.dtype)).reshape(x.shape[:-1] + (self.features,))
+
+
+class GatedMlp(nn.Module):
+    """GEGLU feed-forward layer, VRT's `Mlp_GEGLU`: fc2(gelu(fc11(x)) * fc12(x)).
+
+    Attributes:
+        hidden: Width of the gated layer.
+        features: Output channels.
+        dtype: Compute dtype.
+    """
+
+    hidden: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... features"]:
+        gate = Dense(self.hidden, dtype=self.dtype, name="fc11")(x)
+        value = Dense(self.hidden, dtype=self.dtype, name="fc12")(x)
+        return Dense(self.features, dtype=self.dtype, name="fc2")(gelu(gate) * value)
+
+
+def drop_path(key: Array, x: Float[Array, "b ..."], rate: Float[Array, ""]) -> Array:
+    """Stochastic depth: drops a sample's whole residual branch with probability `rate`."""
+    keep = 1 - rate
+    kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / keep.astype(x.dtype), 0)

@@ -1,0 +1,369 @@
+"""VRT, the Video Restoration Transformer (Liang et al., 2022, arXiv:2201.12288)."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vrtspike_jax.models.attention import REMATS, TMSAG
+from vrtspike_jax.models.layers import Conv, Dense, FrameConv, LayerNorm
+from vrtspike_jax.models.spynet import SpyNet
+from vrtspike_jax.models.warping import ParallelWarping, align_frames, compose_flows
+from vrtspike_jax.ops import resize_bilinear
+
+# Scale (as a power of two) and reshaping of stages 1 to 7: an hourglass.
+STAGES = ((0, "none"), (1, "down"), (2, "down"), (3, "down"), (2, "up"), (1, "up"), (0, "up"))
+UPSAMPLE_FEATURES = 64
+
+
+class Reshape(nn.Module):
+    """Entry of a stage: keeps, halves (`down`) or doubles (`up`) height and width.
+
+    Attributes:
+        kind: "none", "down" or "up".
+        features: Output channels of "down" and "up".
+        dtype: Compute dtype.
+    """
+
+    kind: str
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 features"]:
+        if self.kind == "down":
+            x = rearrange(x, "b t (h y) (w x) c -> b t h w (x y c)", y=2, x=2)
+        elif self.kind == "up":
+            x = rearrange(x, "b t h w (x y c) -> b t (h y) (w x) c", y=2, x=2)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        if self.kind == "none":
+            return x
+        return Dense(self.features, dtype=self.dtype, name="linear")(x)
+
+
+class Stage(nn.Module):
+    """Mutual and self attention, self attention alone, then parallel warping (VRT fig. 2).
+
+    Attributes:
+        dim: Channels.
+        depth: Blocks in both groups together.
+        mul_attn_ratio: Share of blocks with mutual attention.
+        window_size: Window (T, H, W) of the second group; the first attends to 2 frames.
+        block: Fields of the blocks, as in `TMSA`.
+        drop_rates: Stochastic depth rates.
+        reshape: "none", "down" or "up".
+        pa_frames: Neighbours that are warped, both sides together; 0 for none.
+        deformable_groups: As in `FlowGuidedDeformConv`.
+        max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    mul_attn_ratio: float
+    window_size: tuple[int, int, int]
+    block: dict
+    drop_rates: tuple[float, ...]
+    reshape: str
+    pa_frames: int
+    deformable_groups: int
+    max_residue_magnitude: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+        x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
+        mutual = int(self.depth * self.mul_attn_ratio)
+        groups = (
+            (mutual, (2, *self.window_size[1:]), True),
+            (self.depth - mutual, self.window_size, False),
+        )
+        for i, (depth, window, mut_attn) in enumerate(groups, 1):
+            block = {**self.block, "window_size": window, "mut_attn": mut_attn}
+            y = TMSAG(depth, block, self.drop_rates, name=f"residual_group{i}")(x)
+            x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
+        if not self.pa_frames:
+            return x
+        return ParallelWarping(
+            self.dim,
+            self.deformable_groups,
+            self.max_residue_magnitude,
+            self.dtype,
+            name="warping",
+        )(x, backward, forward)
+
+
+class RTMSA(nn.Module):
+    """Residual group of self attention blocks, used in stage 8.
+
+    Attributes:
+        dim: Channels.
+        depth: Blocks.
+        block: Fields of the blocks, as in `TMSA`.
+        drop_rates: Stochastic depth rates.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    block: dict
+    drop_rates: tuple[float, ...]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        y = TMSAG(self.depth, self.block, self.drop_rates, name="residual_group")(x)
+        return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
+
+
+class Upsample(nn.Module):
+    """Pixel-shuffle upsampling of every frame, by powers of two or by 3.
+
+    Attributes:
+        scale: Factor.
+        features: Channels.
+        dtype: Compute dtype.
+    """
+
+    scale: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+        steps = [3] if self.scale == 3 else [2] * (self.scale.bit_length() - 1)
+        if np.prod(steps) != self.scale:
+            raise ValueError(f"upscale is {self.scale}, want 3 or a power of two")
+        # Indices are the published module's, which counts transposes and activations.
+        for i, step in enumerate(steps):
+            x = FrameConv(self.features * step**2, self.dtype, name=f"upsample_{5 * i}")(x)
+            x = rearrange(x, "b t h w (c y x) -> b t (h y) (w x) c", y=step, x=step)
+            x = nn.leaky_relu(x, 0.1)
+        return FrameConv(self.features, self.dtype, name=f"upsample_{5 * len(steps)}")(x)
+
+
+class VRT(nn.Module):
+    """Restores a clip of blurred, noisy or small frames; fields as published.
+
+    Attributes:
+        upscale: Factor of super-resolution; 1 restores at the input's size.
+        in_chans: Channels of the input frames.
+        out_chans: Channels of the output frames.
+        img_size: Clip size (T, H, W); T matters only where `pa_frames` is 0.
+        window_size: Attention window (T, H, W).
+        depths: Blocks of stages 1 to 7 and of each group in stage 8.
+        indep_reconsts: Groups (counted over all of `depths`) that treat frames one by one.
+        embed_dims: Channels of the same.
+        num_heads: Heads of the same.
+        mul_attn_ratio: Share of blocks with mutual attention in stages 1 to 7.
+        mlp_ratio: Width of the feed-forward layers over the channels.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_scale: Factor of the attention logits; None means head_dim ** -0.5.
+        drop_path_rate: Largest stochastic depth rate, reached at the last block.
+        pa_frames: Neighbours in parallel warping: 2, 4, 6, or 0 for frame interpolation.
+        deformable_groups: Groups of channels with offsets of their own.
+        nonblind_denoising: Whether a noise level map follows the frames' channels.
+        remat: What the backward pass recomputes: "none", "attn", "ffn" or "block".
+        dtype: Compute dtype; parameters, flow and softmax are float32.
+    """
+
+    upscale: int = 4
+    in_chans: int = 3
+    out_chans: int = 3
+    img_size: Sequence[int] = (6, 64, 64)
+    window_size: Sequence[int] = (6, 8, 8)
+    depths: Sequence[int] = (8,) * 7 + (4,) * 6
+    indep_reconsts: Sequence[int] = (11, 12)
+    embed_dims: Sequence[int] = (120,) * 7 + (180,) * 6
+    num_heads: Sequence[int] = (6,) * 13
+    mul_attn_ratio: float = 0.75
+    mlp_ratio: float = 2.0
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    drop_path_rate: float = 0.2
+    pa_frames: int = 2
+    deformable_groups: int = 16
+    nonblind_denoising: bool = False
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    def _check(self, frames: Array) -> None:
+        groups = len(self.depths)
+        if not groups == len(self.embed_dims) == len(self.num_heads) or groups < 8:
+            raise ValueError(
+                f"VRT: depths, embed_dims and num_heads have {groups}, {len(self.embed_dims)} and "
+                f"{len(self.num_heads)} entries, want the same number, at least 8"
+            )
+        if self.pa_frames not in (0, 2, 4, 6) or self.remat not in REMATS:
+            raise ValueError(
+                f"VRT: pa_frames is {self.pa_frames}, remat {self.remat!r}; want 0, 2, 4 or 6 and "
+                f"one of {REMATS}"
+            )
+        channels = self.in_chans + self.nonblind_denoising
+        if frames.ndim != 5 or frames.shape[-1] != channels:
+            raise ValueError(
+                f"VRT: frames have shape {frames.shape}, want (B, T, H, W, {channels})"
+            )
+        t, h, w = frames.shape[1:4]
+        smallest = 8 * self.window_size[1], 8 * self.window_size[2]
+        if t < max(2, self.pa_frames // 2 + 1) or h % 8 or w % 8 or (h, w) < smallest:
+            raise ValueError(
+                f"VRT: clip is {t} x {h} x {w}; want at least {max(2, self.pa_frames // 2 + 1)} "
+                f"frames, and height and width that are multiples of 8, at least "
+                f"{smallest[0]} x {smallest[1]}"
+            )
+
+    def _block(self, i: int, train: bool) -> dict:
+        """Fields of the blocks in stage or group `i`."""
+        return {
+            "dim": self.embed_dims[i],
+            "num_heads": self.num_heads[i],
+            "mlp_ratio": self.mlp_ratio,
+            "qkv_bias": self.qkv_bias,
+            "qk_scale": self.qk_scale,
+            "remat": self.remat,
+            "stochastic": train and self.drop_path_rate > 0,
+            "dtype": self.dtype,
+        }
+
+    def _drop_rates(self, i: int) -> tuple[float, ...]:
+        rates = np.linspace(0, self.drop_path_rate, sum(self.depths))
+        start = sum(self.depths[:i])
+        return tuple(float(r) for r in rates[start : start + self.depths[i]])
+
+    def _flows(self, frames: Float[Array, "b t h w c"]) -> tuple[list, list]:
+        """Backward and forward flows, indexed [distance - 1][scale]."""
+        b = frames.shape[0]
+        first = rearrange(frames[:, :-1], "b t h w c -> (b t) h w c")
+        second = rearrange(frames[:, 1:], "b t h w c -> (b t) h w c")
+        flows = SpyNet(name="spynet")(
+            jnp.concatenate([first, second]), jnp.concatenate([second, first])
+        )
+        flows = [rearrange(f, "(two b t) h w c -> two b t h w c", two=2, b=b) for f in flows]
+        distance = self.pa_frames // 2
+        backward = compose_flows([[f[0] for f in flows]], distance, backward=True)
+        forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
+        return backward, forward
+
+    def _stage(self, i: int, train: bool) -> Stage:
+        scale, reshape = STAGES[i]
+        return Stage(
+            dim=self.embed_dims[i],
+            depth=self.depths[i],
+            mul_attn_ratio=self.mul_attn_ratio,
+            window_size=tuple(self.window_size),
+            block=self._block(i, train),
+            drop_rates=self._drop_rates(i),
+            reshape=reshape,
+            pa_frames=self.pa_frames,
+            deformable_groups=self.deformable_groups,
+            max_residue_magnitude=10 / 2**scale,
+            dtype=self.dtype,
+            name=f"stage{i + 1}",
+        )
+
+    def _hourglass(
+        self, x: Array, flows: tuple[list, list], fuse: Callable, train: bool, seen: dict
+    ) -> Array:
+        """Stages 1 to 7 with skips; `fuse(i, x)` follows each of the first four."""
+        skips = []
+        for i, (scale, _) in enumerate(STAGES):
+            if i >= 5:
+                x = x + skips[STAGES[i - 1][0]]
+            x = self._stage(i, train)(x, *([f[scale] for f in way] for way in flows))
+            seen[f"stage{i + 1}"] = x
+            if i < 4:
+                x = fuse(i, x)
+                skips.append(x)
+        return x + skips[0]
+
+    def _reconstruct(self, x: Float[Array, "b t h w c"], train: bool) -> Array:
+        """Stage 8 and the projection back to the first features' channels."""
+        x = LayerNorm(dtype=self.dtype, name="stage8_0_1")(x)
+        x = Dense(self.embed_dims[7], dtype=self.dtype, name="stage8_0_2")(x)
+        for i in range(7, len(self.depths)):
+            block = self._block(i, train) | {"mut_attn": False}
+            alone = i in self.indep_reconsts
+            block["window_size"] = (1 if alone else self.window_size[0], *self.window_size[1:])
+            x = RTMSA(
+                self.embed_dims[i],
+                self.depths[i],
+                block,
+                self._drop_rates(i),
+                self.dtype,
+                name=f"stage8_{i - 6}",
+            )(x)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        return Dense(self.embed_dims[0], dtype=self.dtype, name="conv_after_body")(x)
+
+    def _enlarge(self, x: Array, frames: Array) -> tuple[Array, Array]:
+        """Features and input frames at `upscale` times the size."""
+        if self.upscale == 1:
+            return x, frames
+        x = FrameConv(UPSAMPLE_FEATURES, self.dtype, name="conv_before_upsample_0")(x)
+        x = Upsample(self.upscale, UPSAMPLE_FEATURES, self.dtype, name="upsample")(
+            nn.leaky_relu(x, 0.01)
+        )
+        b, (h, w) = frames.shape[0], x.shape[2:4]
+        frames = resize_bilinear(rearrange(frames, "b t h w c -> (b t) h w c"), h, w)
+        return x, rearrange(frames, "(b t) h w c -> b t h w c", b=b)
+
+    def _interpolate(self, x: Array, mean: Array) -> Array:
+        """Head of frame interpolation: all frames' features give `out_chans` channels."""
+        x = rearrange(x, "b t h w c -> b h w (t c)")
+        x = Conv(UPSAMPLE_FEATURES, (1, 1), dtype=self.dtype, name="linear_fuse")(x)
+        x = jnp.pad(nn.leaky_relu(x, 0.2), [(0, 0), (3, 3), (3, 3), (0, 0)], mode="reflect")
+        x = Conv(self.out_chans, (7, 7), padding="VALID", dtype=self.dtype, name="conv_last")(x)
+        return rearrange(x, "b h w (t c) -> b t h w c", c=3).astype(jnp.float32) + mean
+
+    @nn.compact
+    def __call__(
+        self,
+        frames: Float[Array, "b t h w c"],
+        train: bool = False,
+        return_intermediates: bool = False,
+        fuse: Callable[[int, Array], Array] | None = None,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Restores a clip.
+
+        Args:
+            frames: RGB in [0, 1]; with `nonblind_denoising` followed by a noise level channel.
+                Height and width are multiples of 8, at least 8 windows.
+            train: Turns stochastic depth on, which needs a "dropout" RNG.
+            return_intermediates: Also returns the values below.
+            fuse: Called as `fuse(i, features)` after encoder stage i + 1; what it returns takes
+                the place of the features, in the next stage and in the skip.
+
+        Returns:
+            Restored frames in float32, (B, T, upscale * H, upscale * W, out_chans); without
+            clipping. With `return_intermediates`, also a dict of `flows_backward`,
+            `flows_forward` (indexed [distance - 1][scale]) and `stage1` to `stage7`.
+
+        Raises:
+            ValueError: for fields or a clip size that the model cannot take.
+        """
+        self._check(frames)
+        fuse = fuse or (lambda i, x: x)
+        seen = {}
+        frames, noise_map = jnp.split(frames.astype(jnp.float32), [self.in_chans], axis=-1)
+        x, flows = frames, ([], [])
+        if self.pa_frames:
+            flows = self._flows(frames)
+            seen["flows_backward"], seen["flows_forward"] = flows
+            x = jnp.concatenate([x, align_frames(x, flows[0][0][0], flows[1][0][0]), noise_map], -1)
+        else:
+            mean = frames.mean(axis=(1, 2, 3), keepdims=True)
+            x = x - mean
+        x = FrameConv(self.embed_dims[0], self.dtype, name="conv_first")(x)
+        body = self._hourglass(x, flows, fuse, train, seen)
+        x = x + self._reconstruct(body, train)
+        if self.pa_frames:
+            x, frames = self._enlarge(x, frames)
+            x = FrameConv(self.out_chans, self.dtype, name="conv_last")(x)
+            out = x.astype(jnp.float32) + frames
+        else:
+            out = self._interpolate(x, mean)
+        return (out, seen) if return_intermediates else out

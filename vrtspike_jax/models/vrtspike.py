@@ -1,0 +1,122 @@
+"""VRT guided by spikes: the whole system."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vrtspike_jax.models.spike import SpikeEncoder3D, SpikeTemporalSA, TemporalCrossAttnFuse
+from vrtspike_jax.models.vrt import VRT
+
+
+class VRTWithSpike(nn.Module):
+    """Deblurs a clip with the help of the spikes fired during each frame's exposure.
+
+    Spikes are encoded at four scales and attend over time; after each of VRT's four encoder
+    stages, cross-attention lets the frames query them, and the fused features feed the decoder
+    and its skips.
+
+    Attributes:
+        vrt: The backbone; its first four `embed_dims` equal `channels_per_scale`.
+        spike_bins: Time bins K of the voxel grids.
+        channels_per_scale: Channels of the spike branch at scales 1, 1/2, 1/4, 1/8.
+        temporal_strides: Of the encoder; fusion needs the default, which keeps every frame.
+        spatial_strides: Of the encoder.
+        tsa_heads: Heads of the spikes' temporal self attention.
+        tsa_dropout: Dropout rate of its weights.
+        tsa_mlp_ratio: Width of its feed-forward layers over the channels.
+        fuse_heads: Heads of the fusion.
+        fuse_dropout: Dropout rate of its weights.
+        fuse_mlp_ratio: Width of its feed-forward layers over the channels.
+        max_batch_tokens: Pixels (times batch) in one chunk of temporal attention; None for all.
+    """
+
+    vrt: VRT
+    spike_bins: int = 32
+    channels_per_scale: Sequence[int] = (96,) * 4
+    temporal_strides: Sequence[int] = (1, 1, 1)
+    spatial_strides: Sequence[int] = (2, 2, 2)
+    tsa_heads: int = 4
+    tsa_dropout: float = 0.0
+    tsa_mlp_ratio: float = 2.0
+    fuse_heads: int = 4
+    fuse_dropout: float = 0.0
+    fuse_mlp_ratio: float = 2.0
+    max_batch_tokens: int | None = None
+
+    def setup(self) -> None:
+        dtype = self.vrt.dtype
+        self.spike_encoder = SpikeEncoder3D(
+            self.channels_per_scale, self.temporal_strides, self.spatial_strides, dtype
+        )
+        self.spike_temporal_sa = SpikeTemporalSA(
+            self.tsa_heads, self.tsa_dropout, self.tsa_mlp_ratio, self.max_batch_tokens, dtype
+        )
+        self.cross_attn_fuse = TemporalCrossAttnFuse(
+            len(self.channels_per_scale),
+            self.fuse_heads,
+            self.fuse_dropout,
+            self.fuse_mlp_ratio,
+            self.max_batch_tokens,
+            dtype,
+        )
+
+    def _check(self, frames: Array, voxels: Array) -> None:
+        if len(self.channels_per_scale) != 4 or tuple(self.channels_per_scale) != tuple(
+            self.vrt.embed_dims[:4]
+        ):
+            raise ValueError(
+                f"VRTWithSpike: channels_per_scale is {self.channels_per_scale}, want the "
+                f"backbone's first four embed_dims, {self.vrt.embed_dims[:4]}"
+            )
+        want = f"({frames.shape[0]}, {frames.shape[1]}, H, W, {self.spike_bins})"
+        if voxels.ndim != 5 or voxels.shape[:2] != frames.shape[:2]:
+            raise ValueError(f"VRTWithSpike: spike voxels have shape {voxels.shape}, want {want}")
+        if voxels.shape[-1] != self.spike_bins or any(s != 1 for s in self.temporal_strides):
+            raise ValueError(
+                f"VRTWithSpike: spike voxels have shape {voxels.shape}, temporal strides are "
+                f"{self.temporal_strides}; want {want} and strides of 1"
+            )
+
+    def __call__(
+        self,
+        frames: Float[Array, "b t h w c"],
+        spike_voxels: Float[Array, "b t hs ws k"],
+        train: bool = False,
+        return_intermediates: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
+        """Restores a clip.
+
+        Args:
+            frames: Blurred RGB in [0, 1], as `VRT` takes it.
+            spike_voxels: Voxel grids of each frame's exposure, at any resolution.
+            train: Turns dropout and stochastic depth on, which needs a "dropout" RNG.
+            return_intermediates: Also returns a dict of intermediate values.
+
+        Returns:
+            Restored frames (B, T, H, W, 3) in float32, without clipping. The dict holds VRT's
+            intermediates (stages before fusion) and, for each scale i from 1 to 4,
+            `spike_features{i}`, `spike_temporal{i}` and `fused{i}`.
+
+        Raises:
+            ValueError: for fields or sizes that the model cannot take.
+        """
+        self._check(frames, spike_voxels)
+        features = self.spike_encoder(spike_voxels)
+        temporal = self.spike_temporal_sa(features, train)
+        fused = []
+
+        def fuse(i: int, x: Array) -> Array:
+            fused.append(self.cross_attn_fuse(i, x, temporal[i], train))
+            return fused[-1]
+
+        out, seen = self.vrt(frames, train, return_intermediates=True, fuse=fuse)
+        if not return_intermediates:
+            return out
+        for name, values in (
+            ("spike_features", features),
+            ("spike_temporal", temporal),
+            ("fused", fused),
+        ):
+            seen |= {f"{name}{i}": value for i, value in enumerate(values, 1)}
+        return out, seen

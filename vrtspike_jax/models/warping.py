@@ -1,0 +1,157 @@
+"""Flow between frames and flow-guided deformable parallel warping (VRT, section 3.3)."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vrtspike_jax.models.layers import Conv, GatedMlp, torch_uniform
+from vrtspike_jax.ops import deform_conv2d, flow_warp
+
+# flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
+Flows = list[list[Float[Array, "b pairs h w 2"]]]
+
+
+def _warp(x: Float[Array, "b t h w c"], flow: Float[Array, "b t h w 2"], mode: str = "bilinear"):
+    """`flow_warp` of every frame."""
+    b = x.shape[0]
+    fold = "b t h w c -> (b t) h w c"
+    warped = flow_warp(rearrange(x, fold), rearrange(flow, fold), mode)
+    return rearrange(warped, "(b t) h w c -> b t h w c", b=b)
+
+
+def compose_flows(flows: Flows, distance: int, backward: bool) -> Flows:
+    """Extends neighbour flows to frames up to `distance` apart by chaining them.
+
+    Args:
+        flows: Flows between neighbours, `[[scale 0, 1, 2, 3]]`.
+        distance: Largest distance, 1 to 3.
+        backward: True for flows from t + 1 to t (VRT's `flows_backward`), False for forward.
+
+    Returns:
+        `flows` with one entry for each distance.
+    """
+    flows = list(flows)
+    for step in range(2, distance + 1):
+        longer = []
+        for near, far in zip(flows[0], flows[-1], strict=True):
+            if backward:
+                last, first = near[:, step - 1 :], far[:, :-1]
+            else:
+                last, first = near[:, : 1 - step], far[:, 1:]
+            longer.append(first + _warp(last, first))
+        flows.append(longer)
+    return flows
+
+
+def align_frames(
+    frames: Float[Array, "b t h w c"],
+    backward: Float[Array, "b pairs h w 2"],
+    forward: Float[Array, "b pairs h w 2"],
+) -> Float[Array, "b t h w c8"]:
+    """Next and previous frame aligned to each frame by `nearest4` warping; zero at the ends."""
+    from_next = _warp(frames[:, 1:], backward, "nearest4")
+    from_previous = _warp(frames[:, :-1], forward, "nearest4")
+    return jnp.concatenate([_delay(from_next, -1), _delay(from_previous, 1)], axis=-1)
+
+
+def _delay(x: Float[Array, "b t h w c"], frames: int) -> Array:
+    """Lengthens a clip by `frames` zero frames at its start, or at its end if negative."""
+    padding = (frames, 0) if frames > 0 else (0, -frames)
+    return jnp.pad(x, [(0, 0), padding, (0, 0), (0, 0), (0, 0)])
+
+
+class FlowGuidedDeformConv(nn.Module):
+    """Deformable convolution whose offsets are flow plus a learned residual.
+
+    VRT's `DCNv2PackFlowGuided`, after BasicVSR++. The filter is grouped by the source frames.
+
+    Attributes:
+        dim: Channels of one frame and of the output.
+        deformable_groups: Groups of channels with offsets of their own, over all sources.
+        max_residue_magnitude: Bound of the learned residual in pixels.
+        dtype: Compute dtype; offsets are float32.
+    """
+
+    dim: int
+    deformable_groups: int
+    max_residue_magnitude: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        sources: list[Float[Array, "n h w c"]],
+        target: Float[Array, "n h w c"],
+        flows: list[Float[Array, "n h w 2"]],
+    ) -> Float[Array, "n h w c"]:
+        warped = [flow_warp(x, flow) for x, flow in zip(sources, flows, strict=True)]
+        y = jnp.concatenate(warped + [target] + [f.astype(self.dtype) for f in flows], axis=-1)
+        for i in range(3):
+            y = Conv(self.dim, (3, 3), padding=1, dtype=self.dtype, name=f"conv_offset_{2 * i}")(y)
+            y = nn.leaky_relu(y, 0.1)
+        taps = 9 * self.deformable_groups
+        zeros = nn.initializers.zeros
+        y = nn.Conv(
+            3 * taps, (3, 3), padding=1, dtype=self.dtype, kernel_init=zeros, name="conv_offset_6"
+        )(y).astype(jnp.float32)
+        residual = self.max_residue_magnitude * jnp.tanh(y[..., : 2 * taps])
+        offset = rearrange(residual, "n h w (s g k yx) -> n h w s g k yx", s=len(flows), k=9, yx=2)
+        offset += jnp.stack(flows, axis=3)[..., None, None, ::-1]
+        kernel_shape = (3, 3, self.dim, self.dim)
+        return deform_conv2d(
+            jnp.concatenate(sources, axis=-1),
+            rearrange(offset, "n h w s g k yx -> n h w (s g) k yx"),
+            rearrange(jax.nn.sigmoid(y[..., 2 * taps :]), "n h w (g k) -> n h w g k", k=9),
+            self.param("weight", torch_uniform, kernel_shape),
+            self.param("bias", zeros, (self.dim,)),
+        )
+
+
+class ParallelWarping(nn.Module):
+    """Warps neighbouring frames' features towards each frame, both directions in one batch.
+
+    Attributes:
+        dim: Channels.
+        deformable_groups: As in `FlowGuidedDeformConv`.
+        max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    deformable_groups: int
+    max_residue_magnitude: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        backward: list[Float[Array, "b pairs h w 2"]],
+        forward: list[Float[Array, "b pairs h w 2"]],
+    ) -> Float[Array, "b t h w c"]:
+        """Aligns and fuses; `backward[d]`, `forward[d]` are flows between frames d + 1 apart."""
+        b, t = x.shape[:2]
+        sources, flows = [], []
+        for d, (next_flow, previous_flow) in enumerate(zip(backward, forward, strict=True)):
+            # Frames d + 1 away; zero where the clip has ended.
+            sources.append(_both(_delay(x[:, d + 1 :], -d), _delay(x[:, : t - d - 1], d)))
+            flows.append(_both(_delay(next_flow, -d), _delay(previous_flow, d)))
+        aligned = FlowGuidedDeformConv(
+            self.dim,
+            self.deformable_groups,
+            self.max_residue_magnitude,
+            self.dtype,
+            name="pa_deform",
+        )(sources, _both(x[:, :-1], x[:, 1:]), flows)
+        from_next, from_previous = rearrange(
+            aligned, "(two b t) h w c -> two b t h w c", two=2, b=b
+        )
+        x = jnp.concatenate([x, _delay(from_next, -1), _delay(from_previous, 1)], axis=-1)
+        return GatedMlp(3 * self.dim, self.dim, self.dtype, name="pa_fuse")(x)
+
+
+def _both(first: Array, second: Array) -> Float[Array, "n h w c"]:
+    """Joins both directions' frames in one batch."""
+    return rearrange(jnp.stack([first, second]), "two b t h w c -> (two b t) h w c")
