@@ -1,0 +1,65 @@
+"""Trains or scores: `python -m vrtspike_jax.main --config=configs/quickstart.py --workdir=runs/x`.
+
+The same command again goes on where the workdir's checkpoint stands. Exit codes: 0 done, 1 the run
+failed (diverged, full disk), 2 bad input, 130 Ctrl-C, 143 SIGTERM (both saved a checkpoint).
+"""
+
+import sys
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from vrtspike_jax.training.checkpoints import CheckpointWriteError
+from vrtspike_jax.training.distributed import join_hosts
+from vrtspike_jax.training.loop import TrainingDivergedError, train
+from vrtspike_jax.training.score_workdir import score_workdir
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Config file; fields by --config.field=value.")
+flags.DEFINE_string("workdir", None, "Directory of checkpoints, metrics and pictures.")
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score the workdir's checkpoint.")
+flags.DEFINE_string("coordinator", None, "host:port of the first of several hosts.")
+flags.DEFINE_integer("num_hosts", None, "How many hosts take part.", lower_bound=1)
+flags.DEFINE_integer("host_index", None, "Which of them this is, from 0.", lower_bound=0)
+flags.mark_flags_as_required(["workdir"])
+
+
+def main(argv: list[str]) -> int:
+    """Joins the other hosts, if there are any, and dispatches."""
+    if len(argv) > 1:
+        print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
+        return 2
+    return dispatch(FLAGS.config, FLAGS.workdir, FLAGS.mode)
+
+
+def dispatch(config: ml_collections.ConfigDict | None, workdir: str, mode: str) -> int:
+    """Trains or scores; what a user can mend becomes one line instead of a traceback.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        join_hosts(FLAGS.coordinator, FLAGS.num_hosts, FLAGS.host_index)
+        if mode == "eval":
+            return score_workdir(config, workdir)
+        if config is None:
+            raise ValueError("--config is missing: which config file to train with")
+        return train(config, workdir)
+    except (ValueError, TrainingDivergedError, CheckpointWriteError) as error:
+        if FLAGS.verbosity > 0:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def run() -> None:
+    """Entry point."""
+    # Before any computation, and not at import: tests import this module.
+    jax.config.config_with_absl()
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,88 @@
+"""What a run leaves to read: metrics.jsonl and TensorBoard events."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`.
+
+    Every line of metrics.jsonl is a JSON object with `step`. Lines of training have `loss`, lines
+    of validation `eval_psnr_rgb` and others, events `event`. A value that is not finite is null.
+
+    Args:
+        workdir: where to write; None writes nothing (all hosts but the first).
+        resume_step: lines beyond this step, left by a run that was killed, are removed.
+        tensorboard: whether to write events.
+    """
+
+    def __init__(self, workdir: Path | None, resume_step: int, tensorboard: bool = True):
+        self._file = self._writer = None
+        if workdir is None:
+            return
+        path = workdir / "metrics.jsonl"
+        truncate(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            # Events from the purged step on are hidden by TensorBoard, as the lines are here.
+            purge = resume_step + 1 if resume_step else None
+            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, values: Mapping[str, Any], group: str = "train") -> None:
+        """One line, and a TensorBoard scalar for each number.
+
+        Args:
+            step: optimiser steps taken.
+            values: name -> number, string or list.
+            group: prefix of TensorBoard's tags.
+        """
+        if self._file is None:
+            return
+        values = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def truncate(path: Path, last_step: int) -> None:
+    """Atomically removes lines of steps beyond `last_step`, and a line cut off by a kill."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and 0 <= _step_of(line) <= last_step]
+    if kept != lines:
+        partial = path.with_suffix(".tmp")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        # Seven digits hold a float32; NaN and infinity are not JSON.
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
