@@ -1,0 +1,137 @@
+"""What rendered scenes may look like: ranges from which each clip draws."""
+
+import dataclasses
+import os
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneOptions:
+    """Ranges (least, most) of what `render_clip` draws for each clip.
+
+    The defaults follow the protocol of the GoPro + spike set in everything that concerns the
+    cameras: the shutter is open all the time, gray levels drive the spikes as they are, the firing
+    threshold is 1, and nothing is noisy.
+    """
+
+    # Motion: length of the path of a point in one exposure, in frame pixels; drawn on a log scale
+    # for the camera and for each object. Rotation, zoom and perspective come on top.
+    blur: Range = (4.0, 60.0)
+    # Share of clips whose camera stands still, 0..1. Objects then always move.
+    still_camera: float = 0.15
+    # How much of a path is shake (sums of sine waves) rather than straight, 0..1.
+    shake: Range = (0.0, 1.0)
+    # Objects in front of the background, whole numbers.
+    objects: tuple[int, int] = (1, 3)
+    # Diameter of an object, as a share of the frame's shorter side.
+    object_size: Range = (0.3, 1.0)
+    # Standard deviation of the blur of an object's outline, in frame pixels; 0 is a hard edge.
+    edge_softness: Range = (0.0, 2.0)
+    # Share of objects that let the background shine through, with an opacity of 0.4 to 0.9.
+    translucent: float = 0.15
+    # Largest turn in one exposure, degrees: of an object; the camera turns a fifth of it.
+    rotation: float = 15.0
+    # Largest relative change of size in one exposure: of an object; the camera zooms a third of it.
+    zoom: float = 0.08
+    # Largest tilt: relative change of scale from the middle of an object to its edge, 0..0.5.
+    perspective: float = 0.2
+    # Share of textures that are generated rather than taken from photographs, 0..1.
+    generated: float = 0.4
+    # How strongly textures' contrast, brightness and colours are changed, 0..1.
+    recolor: float = 0.5
+    # Paths of further photographs to draw textures from, used beside those that ship with
+    # scikit-image. Keep the lists for training and for scoring apart.
+    photographs: tuple[str, ...] = ()
+    # Share of photograph textures that are drawn from `photographs`, if there are any, 0..1.
+    own_photographs: float = 0.8
+
+    # The frame camera. Its gain relative to the spike camera; what exceeds white is cut.
+    gain: Range = (1.0, 1.0)
+    # Share of the time between frames during which the shutter is open, centred; above 0, up to 1.
+    shutter: Range = (1.0, 1.0)
+    # Largest change of the light on the scene in the course of a clip, 0..1: dims both cameras.
+    light_change: float = 0.0
+    # Standard deviation of normal noise on blurred frames, in units of white.
+    frame_noise: Range = (0.0, 0.0)
+
+    # The spike camera: threshold, in units of white times steps.
+    threshold: Range = (1.0, 1.0)
+    # What a pixel gathers each step without light, in units of white.
+    dark_current: Range = (0.0, 0.0)
+    # Standard deviation of normal noise on what a pixel gathers each step, in units of white.
+    spike_noise: Range = (0.0, 0.0)
+    # Relative standard deviation of the thresholds of single pixels.
+    threshold_spread: Range = (0.0, 0.0)
+
+    # Rendering: at most this many frame pixels of motion between sub-frames, unless
+    # `max_subframes` (odd) is reached.
+    max_step: float = 2.0
+    max_subframes: int = 61
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # configs hold lists where we want hashable tuples
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if field.name == "photographs":
+                paths = (value,) if isinstance(value, str) else value
+                object.__setattr__(self, "photographs", tuple(os.fspath(p) for p in paths))
+                continue
+            _check(field.name, value, isinstance(field.default, tuple))
+
+
+# Least and largest allowed values.
+_LIMITS = {
+    "blur": (0.0, 1000.0),
+    "still_camera": (0.0, 1.0),
+    "shake": (0.0, 1.0),
+    "objects": (0, 32),
+    "object_size": (0.05, 4.0),
+    "edge_softness": (0.0, 20.0),
+    "translucent": (0.0, 1.0),
+    "rotation": (0.0, 90.0),
+    "zoom": (0.0, 0.5),
+    "perspective": (0.0, 0.5),
+    "generated": (0.0, 1.0),
+    "recolor": (0.0, 1.0),
+    "own_photographs": (0.0, 1.0),
+    "gain": (0.05, 20.0),
+    "shutter": (0.01, 1.0),
+    "light_change": (0.0, 1.0),
+    "frame_noise": (0.0, 1.0),
+    "threshold": (0.05, 100.0),
+    "dark_current": (0.0, 1.0),
+    "spike_noise": (0.0, 1.0),
+    "threshold_spread": (0.0, 0.5),
+    "max_step": (0.1, 100.0),
+    "max_subframes": (1, 1001),
+}
+
+
+def _check(name: str, value: object, is_range: bool) -> None:
+    low, high = _LIMITS[name]
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) != (2 if is_range else 1) or any(
+        isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high
+        for v in values
+    ):
+        wanted = f"two numbers of {low} to {high}" if is_range else f"a number of {low} to {high}"
+        raise ValueError(f"scene option {name}: found {value!r}, wanted {wanted}")
+    if is_range and values[0] > values[1]:
+        raise ValueError(f"scene option {name}: found {value!r}, wanted (least, most)")
+    whole = name in ("objects", "max_subframes")
+    if whole and any(v != int(v) for v in values):
+        raise ValueError(f"scene option {name}: found {value!r}, wanted whole numbers")
+    if name == "max_subframes" and values[0] % 2 == 0:
+        raise ValueError(f"scene option {name}: found {value!r}, wanted an odd number")
+
+
+def scene_options(**overrides: object) -> SceneOptions:
+    """`SceneOptions` with some fields changed; an unknown name is a ValueError."""
+    names = [field.name for field in dataclasses.fields(SceneOptions)]
+    unknown = sorted(set(overrides) - set(names))
+    if unknown:
+        raise ValueError(f"found unknown scene options {unknown}, wanted some of {names}")
+    return SceneOptions(**overrides)

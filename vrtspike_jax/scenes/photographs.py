@@ -1,0 +1,90 @@
+"""Photographs as texture: those in scikit-image's package, and any that the user names.
+
+scikit-image ships some of its sample pictures and downloads the others on demand. Only those it
+ships are used, read straight from its folder, so that nothing is ever downloaded.
+"""
+
+import functools
+import importlib.util
+import pathlib
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+# Training and scoring never share a picture, nor two views of one scene.
+SHIPPED = {
+    "train": (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "coins.png",
+        "gravel.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "page.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
+    "eval": ("chelsea.png", "coffee.png", "grass.png", "text.png"),
+}
+_LARGEST_SIDE = 1024
+_PYRAMID = (1.0, 0.7, 0.5, 0.35)
+
+
+class PhotographError(ValueError):
+    """A photograph is missing or cannot be read as a picture."""
+
+
+@functools.lru_cache(maxsize=256)
+def load_photograph(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
+    """Reads a photograph at several sizes, largest first (longest side at most 1024 pixels).
+
+    Raises:
+      PhotographError: the file is missing or no picture.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise PhotographError(f"{path}: no such photograph")
+    try:
+        with Image.open(file) as image:
+            picture = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotographError(f"{path}: found no readable picture: {error}") from None
+    first = min(1.0, _LARGEST_SIDE / max(picture.shape[:2]))
+    sizes = []
+    for scale in _PYRAMID:
+        height, width = (max(1, round(first * scale * side)) for side in picture.shape[:2])
+        # Averaging over areas keeps the pictures free of the moiré that moving textures show.
+        scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        scaled.flags.writeable = False
+        sizes.append(scaled)
+    return tuple(sizes)
+
+
+@functools.cache
+def shipped_photographs(split: str) -> tuple[str, ...]:
+    """Paths of the pictures of a split ("train" or "eval") in the installed scikit-image.
+
+    Raises:
+      ValueError: unknown split.
+      PhotographError: scikit-image is not installed, or ships none of the pictures.
+    """
+    if split not in SHIPPED:
+        raise ValueError(f"found split {split!r}, wanted one of {sorted(SHIPPED)}")
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise PhotographError("scikit-image is not installed; wanted its sample photographs")
+    folder = pathlib.Path(spec.submodule_search_locations[0]) / "data"
+    missing = [name for name in SHIPPED[split] if not (folder / name).is_file()]
+    if missing:
+        # Leaving them out would silently change what a seed means.
+        raise PhotographError(
+            f"{folder}: found no {', '.join(missing)}; wanted the sample pictures that "
+            "scikit-image 0.25 and 0.26 ship"
+        )
+    return tuple(str(folder / name) for name in SHIPPED[split])
