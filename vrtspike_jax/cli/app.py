@@ -1,0 +1,30 @@
+"""The `vrtspike` console command: one subcommand a module, heavy imports inside the commands."""
+
+import typer
+
+from vrtspike_jax.cli import bench
+
+app = typer.Typer(
+    name="vrtspike",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Spike-guided video deblurring: restore, score, look, measure."""
+
+
+app.command("bench", epilog=bench.EXAMPLES)(bench.command)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
