@@ -5,6 +5,7 @@ so no file can make the decoder allocate more than the config allows.
 """
 
 import io
+import logging
 import os
 
 import cv2
@@ -14,12 +15,22 @@ from PIL import Image
 
 from vrtspike_jax.data.errors import DataError
 
+# Read on import. The pipeline has threads and processes of its own.
+os.environ.setdefault("VIPS_CONCURRENCY", "1")
+import pyvips
+
+# Every image is decoded once; a cache would only grow.
+pyvips.cache_set_max(0)
+# It logs a line for each image at INFO.
+logging.getLogger("pyvips").setLevel(logging.WARNING)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _FORMATS = ("PNG", "JPEG", "BMP")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 Size = tuple[int, int]
+Span = tuple[int, int]
 
 
 def header_size(file: io.BufferedIOBase | str, name: str, max_pixels: int) -> Size:
@@ -73,42 +84,42 @@ def looks_complete(path: str) -> bool:
     return head[:2] == b"BM" and int.from_bytes(head[2:6], "little") == size
 
 
-def decode(data: bytes | np.ndarray, size: Size, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes an image of known size to RGB.
+def decode(
+    data: bytes, size: Size, name: str, rows: Span | None = None, cols: Span | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image of known size, or a window of it, to RGB.
 
     Grey images become three equal channels, transparency is dropped, 16-bit values keep their
-    upper 8 bits, and a camera's orientation mark is ignored (spikes would not follow it).
+    upper 8 bits, and a camera's orientation mark is ignored (spikes would not follow it). Of a PNG
+    nothing below the window is decoded, which halves the time of a crop on average; damage there
+    stays unseen.
 
     Args:
       data: the file's bytes.
       size: the (height, width) it must have.
       name: what to call it in messages.
+      rows, cols: half-open (first, last); None keeps all.
 
     Raises:
       DataError: not an image, a damaged one, or of another size.
     """
     found = header_size(io.BytesIO(data), name, max(1, size[0] * size[1]))
-    if found == size:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error as error:
-            raise DataError(f"{name}: cannot be decoded: {error}") from None
-        if image is None:
-            raise DataError(f"{name}: cannot be decoded; the file is damaged")
-        found = image.shape[:2]
     if found != size:
         raise DataError(
             f"{name}: found {found[0]} x {found[1]} pixels, wanted {size[0]} x {size[1]}"
         )
-    return image
+    rows, cols = rows or (0, size[0]), cols or (0, size[1])
+    window = None
+    if rows[1] < size[0] and data.startswith(_PNG_SIGNATURE):
+        window = _png_window(data, name, rows, cols)
+    return _whole(data, size, name)[slice(*rows), slice(*cols)] if window is None else window
 
 
 def read(
-    path: str, size: Size, rows: tuple[int, int], cols: tuple[int, int]
+    path: str, size: Size, rows: Span | None = None, cols: Span | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads a window, half-open rows and columns, of an image file of known size; see `decode`."""
-    return decode(read_bytes(path), size, path)[slice(*rows), slice(*cols)]
+    """Reads an image file of known size, or a window of it; see `decode`."""
+    return decode(read_bytes(path), size, path, rows, cols)
 
 
 def read_bytes(path: str) -> bytes:
@@ -122,3 +133,28 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _whole(data: bytes, size: Size, name: str) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{name}: cannot be decoded: {error}") from None
+    if image is None or image.shape != (*size, 3):
+        raise DataError(f"{name}: cannot be decoded, the file is damaged")
+    return image
+
+
+def _png_window(data: bytes, name: str, rows: Span, cols: Span) -> np.ndarray | None:
+    """None for PNG files of another kind than 8-bit RGB, which are left to OpenCV."""
+    (top, bottom), (left, right) = rows, cols
+    try:
+        # `pngload_buffer` and not `new_from_buffer`: the bytes shall not choose the decoder.
+        image = pyvips.Image.pngload_buffer(data, access="sequential", fail_on="warning")
+        if image.format != "uchar" or image.bands != 3:
+            return None
+        return image.crop(left, top, right - left, bottom - top).numpy()
+    except pyvips.Error as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: cannot be decoded, the file is damaged ({reason})") from None

@@ -151,7 +151,8 @@ class TrainIterator(grain.DatasetIterator):
 
     def _open(self) -> grain.DatasetIterator:
         shard, count = self._shard
-        batches = self._elements[self._next_clip :].batch(self._batch_size // count)
+        clips = self._elements[self._next_clip :]
+        batches = clips.batch(self._batch_size // count, drop_remainder=True)
         # Whole batches are dealt out, so that all hosts' together are consecutive clips.
         stream = batches[shard::count].to_iter_dataset(self._read_options)
         if self._num_workers:
