@@ -100,6 +100,8 @@ def _one_sided_intervals(spikes: np.ndarray, moment: int) -> np.ndarray:
         ((count > 1) & ~spikes[moment:].any(axis=0), spikes),
         ((count > 1) & ~spikes[:moment].any(axis=0), spikes[::-1]),
     ):
+        if not several.any():
+            continue
         times = mirrored[:, several] * np.arange(1, steps + 1, dtype=np.int32)[:, None]
         last, one_before = _two_largest(times)
         # `last` is 1 + the step of the last spike; the stretch after it holds no spike at all.
