@@ -19,15 +19,17 @@ def draw_exposures(scene: Scene) -> Iterator[UInt8[np.ndarray, "R H W 3"]]:
     this imitates average them.
     """
     objects = [(layer.texture, *_boxes(layer, scene)) for layer in scene.layers[1:]]
-    background = scene.layers[0]
+    # OpenCV samples four channels in less than half the time that it takes for three.
+    background = cv2.cvtColor(scene.layers[0].texture, cv2.COLOR_RGB2RGBA)
+    size = (scene.width, scene.height)
+    canvas = np.empty((scene.subframes, scene.height, scene.width, 4), np.uint8)
     for frame in range(scene.frames):
-        pictures = np.empty((scene.subframes, scene.height, scene.width, 3), np.uint8)
-        for i, picture in enumerate(pictures):
+        for i, picture in enumerate(canvas):
             n = frame * scene.subframes + i
             cv2.warpPerspective(
-                background.texture,
-                background.to_texture[n],
-                (scene.width, scene.height),
+                background,
+                scene.layers[0].to_texture[n],
+                size,
                 dst=picture,
                 flags=_SAMPLING,
                 borderMode=cv2.BORDER_REFLECT,
@@ -36,7 +38,8 @@ def draw_exposures(scene: Scene) -> Iterator[UInt8[np.ndarray, "R H W 3"]]:
                 _lay_over(picture, texture, boxes[n], to_texture[n])
             if scene.light[n] != 1:
                 cv2.convertScaleAbs(picture, dst=picture, alpha=scene.light[n])
-        yield pictures
+        rgb = cv2.cvtColor(canvas.reshape(-1, scene.width, 4), cv2.COLOR_RGBA2RGB)
+        yield rgb.reshape(*canvas.shape[:3], 3)
 
 
 def _lay_over(
@@ -56,10 +59,10 @@ def _lay_over(
     )
     # OpenCV's own loops over small pictures are several times faster than NumPy expressions.
     behind = cv2.bitwise_not(cv2.extractChannel(part, 3))
-    behind = cv2.cvtColor(behind, cv2.COLOR_GRAY2RGB)
+    behind = cv2.cvtColor(behind, cv2.COLOR_GRAY2RGBA)
     view = picture[y0:y1, x0:x1]
-    behind = cv2.multiply(view, behind, scale=1 / 255)
-    cv2.add(behind, cv2.cvtColor(part, cv2.COLOR_RGBA2RGB), dst=view)
+    cv2.multiply(view, behind, dst=behind, scale=1 / 255)
+    cv2.add(behind, part, dst=view)
 
 
 def _boxes(layer: Layer, scene: Scene) -> tuple[list[list[int]], np.ndarray]:
