@@ -29,6 +29,8 @@ class SceneClips:
             "height": scenes.height,
             "width": scenes.width,
             "spike_scale": scale[0],
+            # The splits share no photographs and no generated textures.
+            "split": "eval" if held_out else "train",
             **({"steps": config.steps} if config.steps else {}),
             **scenes.render.to_dict(),
         }
