@@ -11,3 +11,14 @@ Conventions, everywhere in this package:
 """
 
 __version__ = "0.1.0"
+
+__all__ = ["load", "restore"]
+
+
+def __getattr__(name: str):
+    # Loading JAX takes a second, which `vrtspike --help` need not.
+    if name in __all__:
+        from vrtspike_jax.restoration import restorer
+
+        return getattr(restorer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

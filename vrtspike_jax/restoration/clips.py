@@ -5,7 +5,8 @@ as soon as no later clip covers it, so that memory holds one clip whatever the n
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -63,25 +64,38 @@ def plan_clips(num_frames: int, length: int, overlap: int) -> tuple[Clip, ...]:
 
 
 def blend_clips(
-    clips: Iterable[Clip], restore: Callable[[Clip], Float32[np.ndarray, "T H W C"] | None]
+    clips: Iterable[Clip],
+    restore: Callable[[list[Clip]], Sequence[Float32[np.ndarray, "T H W C"]]],
+    group: int = 1,
+    done: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[tuple[int, Float32[np.ndarray, "H W C"]]]:
-    """Runs `restore` on each clip and yields (frame index, frame) in order as frames are finished.
+    """Yields (frame index, frame) in order, each as soon as no later clip covers it.
 
-    `restore` may return None to leave a clip out (all its frames exist already); frames that only
-    such clips cover are not yielded.
+    Args:
+      clips: from `plan_clips`.
+      restore: the restored frames of each of at most `group` clips.
+      group: clips restored in one go (so that their tiles can share batches).
+      done: whether a frame exists already. A clip is left out if all its frames do; the frames
+        that are yielded are the same as without.
     """
     held: dict[int, tuple[np.ndarray, float]] = {}
-    for clip in clips:
-        restored = restore(clip)
-        if restored is not None:
-            for index, weight, new in zip(clip.frames, clip.weights, restored, strict=True):
-                if weight == 0:
-                    continue
-                if index not in held:
-                    held[index] = (new, weight)
-                    continue
-                kept, total = held[index]
-                share = np.float32(weight / (total + weight))
-                held[index] = (kept + share * (new - kept), total + weight)
-        for index in sorted(i for i in held if i < clip.final):
-            yield index, held.pop(index)[0]
+    wanted = (clip for clip in clips if not all(done(index) for index in clip.frames))
+    while chosen := list(itertools.islice(wanted, group)):
+        for clip, restored in zip(chosen, restore(chosen), strict=True):
+            _add(held, clip, restored)
+        for index in sorted(i for i in held if i < chosen[-1].final):
+            frame = held.pop(index)[0]
+            if not done(index):
+                yield index, frame
+
+
+def _add(held: dict[int, tuple[np.ndarray, float]], clip: Clip, restored: np.ndarray) -> None:
+    for index, weight, new in zip(clip.frames, clip.weights, restored, strict=True):
+        if weight == 0:
+            continue
+        if index not in held:
+            held[index] = (new, weight)
+            continue
+        kept, total = held[index]
+        share = np.float32(weight / (total + weight))
+        held[index] = (kept + share * (new - kept), total + weight)

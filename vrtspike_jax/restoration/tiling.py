@@ -17,7 +17,7 @@ every tile agrees on `x`: an identity model goes through tiling unchanged, bit f
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Num
@@ -244,42 +244,40 @@ class Canvas:
 
 def restore_tiled(
     apply: Callable[[np.ndarray, np.ndarray], object],
-    frames: Num[np.ndarray, "T H W C"],
-    voxels: Num[np.ndarray, "T Hs Ws K"],
+    clips: Sequence[tuple[Num[np.ndarray, "T H W C"], Num[np.ndarray, "T Hs Ws K"]]],
     grid: Grid,
     batch_size: int = 1,
-) -> Float32[np.ndarray, "T H W C"]:
-    """Restores one clip tile by tile.
+) -> list[Float32[np.ndarray, "T H W C"]]:
+    """Restores clips tile by tile; a batch may hold tiles of several clips.
 
     Args:
       apply: (frames [B,T,h,w,C], voxels [B,T,hs,ws,K]) -> restored [B,T,h,w,C]. Called with one
         shape only, B = batch_size; it may return before its result is ready (JAX does), and the
         next batch is cut while it computes.
-      frames: in whatever number format `apply` takes.
-      voxels: likewise.
+      clips: (frames, voxels) of each clip, in whatever number format `apply` takes.
       grid: from `plan_grid`, for these sizes.
       batch_size: tiles in a call; the last batch is filled up by repeating its last tile.
     """
-    canvas = Canvas(grid, frames.shape[0], frames.shape[-1])
-    waiting: tuple[Sequence[tuple[int, int]], object] | None = None
-    for tiles in _batches(grid.tiles, batch_size):
-        filled = list(tiles) + [tiles[-1]] * (batch_size - len(tiles))
+    canvases = [Canvas(grid, len(frames), frames.shape[-1]) for frames, _ in clips]
+    jobs = [(clip, tile) for clip in range(len(clips)) for tile in grid.tiles]
+    waiting: tuple[Sequence[tuple[int, tuple[int, int]]], object] | None = None
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        filled = batch + [batch[-1]] * (batch_size - len(batch))
         result = apply(
-            np.stack([grid.cut_frames(frames, tile) for tile in filled]),
-            np.stack([grid.cut_voxels(voxels, tile) for tile in filled]),
+            np.stack([grid.cut_frames(clips[clip][0], tile) for clip, tile in filled]),
+            np.stack([grid.cut_voxels(clips[clip][1], tile) for clip, tile in filled]),
         )
         if waiting is not None:
-            _collect(canvas, *waiting)
-        waiting = (tiles, result)
-    _collect(canvas, *waiting)
-    return canvas.frames
+            _collect(canvases, *waiting)
+        waiting = (batch, result)
+    if waiting is not None:
+        _collect(canvases, *waiting)
+    return [canvas.frames for canvas in canvases]
 
 
-def _batches(tiles: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
-    for start in range(0, len(tiles), size):
-        yield tiles[start : start + size]
-
-
-def _collect(canvas: Canvas, tiles: Sequence[tuple[int, int]], result: object) -> None:
-    for tile, restored in zip(tiles, np.asarray(result, np.float32), strict=False):
-        canvas.add(tile, restored)
+def _collect(
+    canvases: Sequence[Canvas], batch: Sequence[tuple[int, tuple[int, int]]], result: object
+) -> None:
+    for (clip, tile), restored in zip(batch, np.asarray(result, np.float32), strict=False):
+        canvases[clip].add(tile, restored)

@@ -1,0 +1,370 @@
+"""From blurred frames and spikes to sharp frames: any number of frames, any size.
+
+import vrtspike_jax
+
+restorer = vrtspike_jax.load("runs/quickstart")
+sharp = restorer.restore(frames, spikes)
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32
+
+from vrtspike_jax.restoration import planning
+from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
+from vrtspike_jax.restoration.inference import make_restore_step
+from vrtspike_jax.restoration.tiling import Grid, plan_grid, restore_tiled
+from vrtspike_jax.spikes import normalize_counts, voxel_counts
+
+WHOLE = "whole"
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelSettings:
+    """How a model was fed: K bins, log1p or not, then (value - mean) / std."""
+
+    bins: int
+    log: bool = True
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a sequence is cut up, and the one compiled function that restores a batch of tiles.
+
+    Attributes:
+      grid: tiles in space.
+      clip_length: frames in a clip.
+      clip_overlap: frames that neighbouring clips share.
+      batch_size: tiles in a call; a multiple of the number of devices.
+      apply: (frames [B,T,h,w,3], voxels [B,T,hs,ws,K]) -> restored [B,T,h,w,3] on the devices.
+      bytes_needed: bytes on a device that a call takes beside the parameters, by the compiler.
+    """
+
+    grid: Grid
+    clip_length: int
+    clip_overlap: int
+    batch_size: int
+    apply: Callable[[np.ndarray, np.ndarray], jax.Array]
+    bytes_needed: int
+
+    @property
+    def group(self) -> int:
+        """Clips restored in one go, so that a single tile a clip still fills all devices."""
+        return math.ceil(self.batch_size / len(self.grid.tiles))
+
+
+class Restorer:
+    """A model with its parameters on all devices.
+
+    Args:
+      step: jittable (params, frames [B,T,h,w,3], voxels [B,T,hs,ws,K]) -> restored float32
+        [B,T,h,w,3] in [0, 1]; see `make_restore_step`.
+      params: the first argument of `step`.
+      voxels: what the model expects of its spikes.
+      clip_length: frames that it was trained on at once.
+      shortest_clip: frames that it needs at least.
+      devices: default all local devices.
+      name: what to call the model in records.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any, jax.Array, jax.Array], jax.Array],
+        params: Any,
+        voxels: VoxelSettings,
+        clip_length: int = 5,
+        shortest_clip: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+        name: str = "",
+    ):
+        devices = list(devices or jax.local_devices())
+        mesh = Mesh(np.array(devices), ("tiles",))
+        self._tiles = NamedSharding(mesh, PartitionSpec("tiles"))
+        self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self._step = jax.jit(step, out_shardings=self._tiles)
+        self._compiled: dict[Any, tuple[Callable, int]] = {}
+        self.devices = devices
+        self.voxels = voxels
+        self.clip_length = clip_length
+        self.shortest_clip = shortest_clip
+        self.name = name
+
+    def plan(
+        self,
+        frame_size: tuple[int, int],
+        spike_size: tuple[int, int],
+        frame_dtype: np.dtype = np.uint8,
+        *,
+        tile: int | tuple[int, int] | str | None = None,
+        tile_overlap: int | None = None,
+        clip: int | None = None,
+        clip_overlap: int | None = None,
+    ) -> Plan:
+        """Chooses tiles and clips, and compiles the one function that restores them.
+
+        Args:
+          frame_size: height and width of the frames, pixels.
+          spike_size: height and width of the spikes, pixels.
+          frame_dtype: uint8, uint16 or float32.
+          tile: side of the tiles in pixels, or (height, width); "whole" for whole frames; None
+            takes what fits in memory, by the compiler's memory analysis.
+          tile_overlap: pixels that neighbouring tiles share; None: 64, or half of a small tile.
+          clip: frames in a clip; None: as trained.
+          clip_overlap: frames that neighbouring clips share; None: 2, or half of a short clip.
+
+        Raises:
+          ValueError: for settings that the model cannot take, or if nothing fits in memory.
+        """
+        length = self.clip_length if clip is None else clip
+        if length < self.shortest_clip:
+            raise ValueError(f"clip of {length} frames: the model needs {self.shortest_clip}")
+        shared = min(2, length // 2) if clip_overlap is None else clip_overlap
+        plan_clips(length + 1, length, shared)  # refuses impossible overlaps
+        dtype = np.dtype(frame_dtype)
+
+        def measure(grid: Grid) -> int:
+            return self._compile(grid, length, dtype)[1]
+
+        if tile is None:
+            limit = planning.memory_limit(self.devices)
+            grid = planning.choose_grid(frame_size, spike_size, tile_overlap, limit, measure).grid
+        elif tile == WHOLE:
+            grid = plan_grid(frame_size, spike_size)
+        else:
+            side = tile if isinstance(tile, int) else min(tile)
+            overlap = planning.default_overlap(side) if tile_overlap is None else tile_overlap
+            grid = plan_grid(frame_size, spike_size, tile, overlap)
+        apply, needed = self._compile(grid, length, dtype)
+        return Plan(grid, length, shared, len(self.devices), apply, needed)
+
+    def _compile(self, grid: Grid, length: int, dtype: np.dtype) -> tuple[Callable, int]:
+        batch = len(self.devices)
+        frame = (batch, length, grid.rows.tile, grid.cols.tile, 3)
+        voxel = (batch, length, grid.rows.spike_tile, grid.cols.spike_tile, self.voxels.bins)
+        voxel_dtype = np.float32 if grid.resampled else np.uint8
+        key = (frame, voxel, dtype, voxel_dtype)
+        if key not in self._compiled:
+            shapes = [
+                jax.ShapeDtypeStruct(shape, kind, sharding=self._tiles)
+                for shape, kind in ((frame, dtype), (voxel, voxel_dtype))
+            ]
+            compiled = self._step.lower(self._params, *shapes).compile()
+            self._compiled[key] = (self._caller(compiled), _bytes_needed(compiled, self._params))
+        return self._compiled[key]
+
+    def _caller(self, compiled: Callable) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+        def apply(frames: np.ndarray, voxels: np.ndarray) -> jax.Array:
+            return compiled(self._params, *jax.device_put((frames, voxels), self._tiles))
+
+        return apply
+
+    def stream(
+        self,
+        plan: Plan,
+        num_frames: int,
+        read_frame: Callable[[int], np.ndarray],
+        read_counts: Callable[[int], np.ndarray],
+        done: Callable[[int], bool] = lambda index: False,
+        readers: int = 2,
+    ) -> Iterator[tuple[int, Float32[np.ndarray, "H W 3"]]]:
+        """Restores a sequence of any length in memory that does not depend on its length.
+
+        Args:
+          plan: from `plan`, for the sizes of this sequence.
+          num_frames: its length.
+          read_frame: index -> frame [H,W,3] of the planned type.
+          read_counts: index -> spike counts uint8 [Hs,Ws,K] of that frame's exposure.
+          done: whether a frame is there already; clips that would add nothing are left out.
+          readers: threads that read ahead. With 1 the frames are read in ascending order.
+
+        Yields:
+          (index, restored frame in [0, 1]), ascending, without those that are done.
+        """
+        clips = plan_clips(num_frames, plan.clip_length, plan.clip_overlap)
+        clips = [clip for clip in clips if not all(done(index) for index in clip.frames)]
+        with concurrent.futures.ThreadPoolExecutor(readers) as pool:
+            ahead = _ReadAhead(pool, clips, plan.group, lambda i: (read_frame(i), read_counts(i)))
+
+            def restore(group: list[Clip]) -> list[np.ndarray]:
+                inputs = [self._stack(plan.grid, ahead.take(clip)) for clip in group]
+                ahead.submit()
+                return restore_tiled(plan.apply, inputs, plan.grid, plan.batch_size)
+
+            try:
+                yield from blend_clips(clips, restore, plan.group, done)
+            finally:
+                ahead.cancel()
+
+    def _stack(self, grid: Grid, read: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+        frames, counts = (np.stack(arrays) for arrays in zip(*read, strict=True))
+        if grid.resampled:  # interpolation comes after the logarithm
+            counts = normalize_counts(counts, self.voxels.log, self.voxels.mean, self.voxels.std)
+        return frames, counts
+
+    def restore(
+        self,
+        frames: np.ndarray,
+        spikes: np.ndarray | Sequence[np.ndarray],
+        *,
+        tile: int | tuple[int, int] | str | None = None,
+        tile_overlap: int | None = None,
+        clip: int | None = None,
+        clip_overlap: int | None = None,
+    ) -> np.ndarray:
+        """Restores a sequence that is held in memory.
+
+        Args:
+          frames: blurred RGB, [T,H,W,3]: uint8 in 0..255, uint16 in 0..65535, or float in 0..1.
+            Any T and any H and W.
+          spikes: the spikes fired during each frame's exposure, uint8 or bool, 0 or 1: [T,S,Hs,Ws]
+            with S steps an exposure, or a sequence of T arrays [S,Hs,Ws] with S of their own. The
+            same field of view as the frames, in pixels of any size.
+          tile, tile_overlap, clip, clip_overlap: as in `plan`.
+
+        Returns:
+          Sharp frames of the frames' shape, type and range (float32 for any float).
+
+        Raises:
+          ValueError: for shapes, types or settings that do not fit.
+        """
+        frames = _checked_frames(frames)
+        if len(spikes) != len(frames):
+            raise ValueError(f"found {len(frames)} frames and spikes of {len(spikes)} exposures")
+        counts = [voxel_counts(np.asarray(exposure), self.voxels.bins) for exposure in spikes]
+        if len({grid.shape for grid in counts}) != 1:
+            raise ValueError(f"found spikes of sizes {sorted({g.shape[:2] for g in counts})}")
+        settings = {"tile": tile, "tile_overlap": tile_overlap}
+        settings |= {"clip": clip, "clip_overlap": clip_overlap}
+        plan = self.plan(frames.shape[1:3], counts[0].shape[:2], frames.dtype, **settings)
+        restored = np.empty_like(frames)
+        stream = self.stream(plan, len(frames), frames.__getitem__, counts.__getitem__)
+        for index, frame in stream:
+            restored[index] = from_unit(frame, frames.dtype)
+        return restored
+
+
+class _ReadAhead:
+    """Reads the frames of the coming group of clips while the present one is computed."""
+
+    def __init__(self, pool, clips: list[Clip], group: int, read: Callable[[int], tuple]):
+        self._pool, self._clips, self._group, self._read = pool, clips, group, read
+        self._futures: dict[int, concurrent.futures.Future] = {}
+        self._next = 0  # the first clip whose frames have not been asked for
+        self.submit()
+
+    def submit(self) -> None:
+        """Starts to read for the next group."""
+        for clip in self._clips[self._next : self._next + self._group]:
+            for index in sorted(set(clip.frames)):
+                if index not in self._futures:
+                    self._futures[index] = self._pool.submit(self._read, index)
+        self._next += self._group
+
+    def take(self, clip: Clip) -> list[tuple]:
+        """The frames of a clip; those before it are let go."""
+        for index in [i for i in self._futures if i < clip.start]:
+            del self._futures[index]
+        return [self._futures[index].result() for index in clip.frames]
+
+    def cancel(self) -> None:
+        """Gives up what has not been read."""
+        for future in self._futures.values():
+            future.cancel()
+
+
+def from_unit(frame: Float32[np.ndarray, "*any"], dtype: np.dtype) -> np.ndarray:
+    """[0, 1] to the type's range, rounded to the nearest integer where it is one."""
+    if np.issubdtype(dtype, np.floating):
+        return frame.astype(dtype)
+    top = np.iinfo(dtype).max
+    return np.clip(np.rint(frame * np.float32(top)), 0, top).astype(dtype)
+
+
+def _checked_frames(frames: np.ndarray) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"found frames of shape {frames.shape}, wanted [T, H, W, 3]")
+    if np.issubdtype(frames.dtype, np.floating):
+        if not (frames.min() >= 0 and frames.max() <= 1):
+            raise ValueError(
+                f"found frames of {frames.min()} to {frames.max()}, wanted floats in 0..1"
+            )
+        return frames.astype(np.float32)
+    if frames.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"found frames of type {frames.dtype}, wanted uint8, uint16 or float")
+    return frames
+
+
+def _bytes_needed(compiled: Any, params: Any) -> int:
+    stats = compiled.memory_analysis()
+    resident = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    total = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return max(1, total - stats.alias_size_in_bytes - resident)
+
+
+def load(checkpoint: str | os.PathLike, *, devices: Sequence[jax.Device] | None = None) -> Restorer:
+    """Loads a trained model for restoring.
+
+    Args:
+      checkpoint: a training workdir, its `checkpoints` folder, or one checkpoint in it. Of several
+        the one with the best score is taken; averaged (EMA) parameters where there are any.
+      devices: the devices to spread tiles over; default all local ones.
+
+    Raises:
+      ValueError: there is no checkpoint, or it is damaged; names the file.
+    """
+    from vrtspike_jax.training.checkpoint_files import locate
+    from vrtspike_jax.training.checkpoints import load_for_inference
+
+    found = locate(checkpoint)
+    model, params, config = load_for_inference(found)
+    return from_model(model, params, config, devices=devices, name=str(found.absolute()))
+
+
+def from_model(model, params: Any, config, *, devices=None, name: str = "") -> Restorer:
+    """A restorer for a model and the whole config it was trained with (model and data are read)."""
+    backbone = getattr(model, "vrt", model)
+    if backbone.upscale != 1:
+        raise ValueError(f"{name}: a model of upscale {backbone.upscale}, wanted 1")
+    voxel = config.data.voxel
+    settings = VoxelSettings(voxel.bins, voxel.log, voxel.mean, voxel.std)
+    return Restorer(
+        make_restore_step(model, voxel.log, voxel.mean, voxel.std),
+        jax.tree.map(jnp.asarray, params),
+        settings,
+        clip_length=config.data.clip_length,
+        shortest_clip=max(2, backbone.pa_frames // 2 + 1),
+        devices=devices,
+        name=name,
+    )
+
+
+def restore(
+    frames: np.ndarray,
+    spikes: np.ndarray | Sequence[np.ndarray],
+    checkpoint: str | os.PathLike | Restorer,
+    **settings,
+) -> np.ndarray:
+    """Restores a sequence with a checkpoint: `load(checkpoint).restore(frames, spikes)`.
+
+    To restore several sequences, load once and call `Restorer.restore`, which compiles once.
+
+    Args:
+      frames: [T,H,W,3]; see `Restorer.restore`.
+      spikes: [T,S,Hs,Ws]; see `Restorer.restore`.
+      checkpoint: see `load`; or what it returned.
+      **settings: `tile`, `tile_overlap`, `clip`, `clip_overlap`; see `Restorer.plan`.
+    """
+    restorer = checkpoint if isinstance(checkpoint, Restorer) else load(checkpoint)
+    return restorer.restore(frames, spikes, **settings)
