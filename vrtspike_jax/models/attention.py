@@ -2,13 +2,20 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vrtspike_jax.models.layers import Dense, GatedMlp, LayerNorm, drop_path
-from vrtspike_jax.ops import window_attention
+from vrtspike_jax.models.layers import (
+    Dense,
+    GatedMlpParameters,
+    LayerNorm,
+    LayerNormParameters,
+    drop_path_scale,
+)
+from vrtspike_jax.ops import gated_mlp, window_attention
 
 Size3 = tuple[int, int, int]
 REMATS = ("none", "attn", "ffn", "block")
@@ -110,7 +117,7 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "m n c"], regions: Int[np.ndarray, "windows n"] | None
+        self, x: Float[Array, "m n c"], regions: Int[Array, "windows n"] | None
     ) -> Float[Array, "m n c"]:
         m, n, c = x.shape
         spans = math.prod(2 * w - 1 for w in self.window_size)
@@ -131,7 +138,7 @@ class WindowAttention(nn.Module):
             # Each frame's place receives what the other frame's queries find in it.
             pairs = [a.reshape((2 * m, half) + a.shape[3:]) for a in (q[:, ::-1], k, v)]
             if regions is not None:
-                regions = np.repeat(regions[:, :half], 2, axis=0)
+                regions = jnp.repeat(regions[:, :half], 2, axis=0)
             mutual = window_attention(*pairs, None, regions).reshape(m, n, c)
             out = jnp.concatenate([mutual, out], axis=-1)
         return Dense(c, dtype=self.dtype, name="proj")(out)
@@ -160,8 +167,8 @@ class TMSA(nn.Module):
     stochastic: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    def _attend(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        size = x.shape[1:4]
+    def _attend(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
+        original, size = x, x.shape[1:4]
         shift = tuple(w // 2 if self.shifted else 0 for w in self.window_size)
         window, shift = clamp_window(size, self.window_size, shift)
         x = LayerNorm(dtype=self.dtype, name="norm1")(x)
@@ -171,7 +178,8 @@ class TMSA(nn.Module):
         regions = None
         if any(shift):
             x = jnp.roll(x, [-s for s in shift], axis=(1, 2, 3))
-            regions = shift_regions(padded, window, shift)
+            # Behind a barrier, or the compiler expands the mask to a (windows, N, N) constant.
+            regions = jax.lax.optimization_barrier(shift_regions(padded, window, shift))
         attention = WindowAttention(
             self.dim,
             self.window_size,
@@ -185,24 +193,27 @@ class TMSA(nn.Module):
         x = merge(attention(partition(x, window), regions), window, padded)
         if any(shift):
             x = jnp.roll(x, shift, axis=(1, 2, 3))
-        return x[:, : size[0], : size[1], : size[2]]
+        x = x[:, : size[0], : size[1], : size[2]]
+        if scale is not None:
+            x *= scale.reshape(-1, 1, 1, 1, 1).astype(x.dtype)
+        return original + x
 
-    def _feed_forward(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        x = LayerNorm(dtype=self.dtype, name="norm2")(x)
+    def _feed_forward(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
         hidden = int(self.dim * self.mlp_ratio)
-        return GatedMlp(hidden, self.dim, self.dtype, name="mlp")(x)
+        norm = LayerNormParameters(name="norm2")(self.dim)
+        return gated_mlp(x, *norm, *GatedMlpParameters(hidden, name="mlp")(self.dim), scale)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], drop_rate: Float[Array, ""]
     ) -> Float[Array, "b t h w c"]:
         for branch, name in ((TMSA._attend, "attn"), (TMSA._feed_forward, "ffn")):
+            scale = None
+            if self.stochastic:
+                scale = drop_path_scale(self.make_rng("dropout"), x.shape[0], drop_rate)
             if self.remat in (name, "block"):
                 branch = nn.remat(branch)
-            y = branch(self, x)
-            if self.stochastic:
-                y = drop_path(self.make_rng("dropout"), y, drop_rate)
-            x = x + y
+            x = branch(self, x, scale)
         return x
 
 

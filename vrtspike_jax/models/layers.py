@@ -63,8 +63,56 @@ class GatedMlp(nn.Module):
         return Dense(self.features, dtype=self.dtype, name="fc2")(gelu(gate) * value)
 
 
-def drop_path(key: Array, x: Float[Array, "b ..."], rate: Float[Array, ""]) -> Array:
-    """Stochastic depth: drops a sample's whole residual branch with probability `rate`."""
+class LayerNormParameters(nn.Module):
+    """The parameters of a LayerNorm, for operations that fuse it."""
+
+    @nn.compact
+    def __call__(self, features: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        return scale, self.param("bias", nn.initializers.zeros, (features,))
+
+
+class DenseParameters(nn.Module):
+    """The parameters of a Dense layer, for operations that fuse it.
+
+    Attributes:
+        features: Output channels.
+        use_bias: Whether there is a bias.
+    """
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "c features"], Array | None]:
+        kernel = self.param("kernel", torch_uniform, (inputs, self.features))
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class GatedMlpParameters(nn.Module):
+    """The parameters of a `GatedMlp` whose output has the input's channels.
+
+    Attributes:
+        hidden: Width of the gated layer.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, features: int) -> tuple[Array, ...]:
+        """Weight and bias of the gate, of the value and of the output."""
+        widths = (("fc11", features), ("fc12", features), ("fc2", self.hidden))
+        outputs = (self.hidden, self.hidden, features)
+        layers = [
+            DenseParameters(n, name=name)(inputs)
+            for (name, inputs), n in zip(widths, outputs, strict=True)
+        ]
+        return tuple(array for layer in layers for array in layer)
+
+
+def drop_path_scale(key: Array, samples: int, rate: Float[Array, ""]) -> Float[Array, " b"]:
+    """Stochastic depth: factor of a residual branch, 0 with probability `rate`, mean 1."""
     keep = 1 - rate
-    kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / keep.astype(x.dtype), 0)
+    return jax.random.bernoulli(key, keep, (samples,)).astype(jnp.float32) / keep
