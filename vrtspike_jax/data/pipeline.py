@@ -20,11 +20,12 @@ from vrtspike_jax.data.clips import (
 from vrtspike_jax.data.config import check_data_config
 from vrtspike_jax.data.errors import DataError
 from vrtspike_jax.data.files import FileStore
-from vrtspike_jax.data.geometry import check_crop, draw_crop, whole_frame
+from vrtspike_jax.data.geometry import check_crop, draw_crop, spike_size, whole_frame
 from vrtspike_jax.data.iterator import TrainIterator
 from vrtspike_jax.data.layouts import LayoutOptions, find_sequences
 from vrtspike_jax.data.loading import LoadClip
 from vrtspike_jax.data.paths import Root
+from vrtspike_jax.data.prepared import PreparedStore
 from vrtspike_jax.data.scenes import SceneClips
 from vrtspike_jax.data.verify import VerifyOptions, check_same_steps, verify_sequences
 
@@ -100,10 +101,43 @@ def open_frames(config: ml_collections.ConfigDict, split: str) -> FrameStore:
       DataError: a bad file, named with what was found and wanted.
     """
     root = Root(config.root, config.allow_links)
+    if config.source == "tfds":
+        return _open_prepared(root, split, config)
     found = find_sequences(root, split, LayoutOptions.from_config(config))
     sequences = verify_sequences(found, VerifyOptions.from_config(config))
     check_same_steps(sequences)
     return FileStore(sequences)
+
+
+def _open_prepared(root: Root, split: str, config: ml_collections.ConfigDict) -> PreparedStore:
+    """Files were verified when the set was prepared; what is left is whether it fits the config."""
+    store = PreparedStore(root, split)
+    for sequence in range(len(store.lengths)):
+        name, geometry = store.sequence_name(sequence), store.geometry(sequence)
+        stated = (
+            config.spike_height or geometry.spike[0],
+            config.spike_width or geometry.spike[1],
+            config.steps or store.steps(0),
+        )
+        found = (*geometry.spike, store.steps(sequence))
+        if found != stated:
+            raise DataError(
+                f"{root.path}: found spikes of {found[0]} x {found[1]}, {found[2]} steps in "
+                f"{split}/{name}; wanted {stated[0]} x {stated[1]}, {stated[2]} steps "
+                "(config.data.spike_height, spike_width, steps, and the first sequence)"
+            )
+        scale = tuple(config.spike_scale)
+        if geometry.spike != spike_size(*geometry.frame, scale):
+            raise DataError(
+                f"{root.path}: found {geometry} in {split}/{name}, wanted "
+                f"config.data.spike_scale={scale}"
+            )
+        if geometry.frame[0] * geometry.frame[1] > config.max_image_pixels:
+            raise DataError(
+                f"{root.path}: found {geometry} in {split}/{name}, wanted at most "
+                f"config.data.max_image_pixels={config.max_image_pixels}"
+            )
+    return store
 
 
 def _check_shapes(source: ClipSource, config: ml_collections.ConfigDict) -> None:
