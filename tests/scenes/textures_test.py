@@ -1,3 +1,5 @@
+import importlib.machinery
+import importlib.util
 import pathlib
 
 import cv2
@@ -96,6 +98,28 @@ def test_an_unusable_photograph_raises_and_names_itself(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(PhotographError, match=r"bad\.png"):
         render_clip(0, 1, 32, 32, photographs=(str(path),), own_photographs=1.0, generated=0.0)
+
+
+def installed_without(monkeypatch, tmp_path, left):
+    """scikit-image as it might be one day: without most of its pictures."""
+    (tmp_path / "data").mkdir()
+    for path in map(pathlib.Path, shipped_photographs("train")[:left]):
+        (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    spec = importlib.machinery.ModuleSpec("skimage", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+
+
+def test_pictures_that_are_no_longer_shipped_are_left_out_with_a_warning(monkeypatch, tmp_path):
+    installed_without(monkeypatch, tmp_path, left=2)
+    with pytest.warns(UserWarning, match="found 2 of"):
+        assert len(shipped_photographs.__wrapped__("train")) == 2
+
+
+def test_no_pictures_at_all_raises_and_says_what_to_do(monkeypatch, tmp_path):
+    installed_without(monkeypatch, tmp_path, left=0)
+    with pytest.raises(PhotographError, match=r"generated=1\.0"):
+        shipped_photographs.__wrapped__("train")
 
 
 def test_an_unknown_split_raises():

@@ -95,9 +95,10 @@ def test_chunks_written_one_by_one_make_one_recording(tmp_path):
     np.testing.assert_array_equal(np.concatenate(chunks), spikes)
 
 
-def test_bool_spikes_are_written_like_integers(tmp_path):
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_spikes_of_other_types_are_written_like_bytes(tmp_path, kind):
     spikes = random_spikes((2, 4, 8))
-    write_dat(tmp_path / "a.dat", spikes.astype(bool))
+    write_dat(tmp_path / "a.dat", spikes.astype(kind))
     np.testing.assert_array_equal(read_dat(tmp_path / "a.dat", 4, 8), spikes)
 
 
@@ -158,7 +159,7 @@ def test_an_empty_file_raises(tmp_path):
     [
         np.full((2, 4, 8), 2, np.uint8),
         np.full((2, 4, 8), -1, np.int8),
-        np.zeros((2, 4, 8), np.float32),
+        np.full((2, 4, 8), 0.5, np.float32),
         np.zeros((4, 8), np.uint8),
         np.zeros((0, 4, 8), np.uint8),
     ],

@@ -64,9 +64,10 @@ def test_leading_axes_are_exposures_of_their_own():
     np.testing.assert_array_equal(counts[1, 2], voxel_counts(spikes[1, 2], 5))
 
 
-def test_bool_spikes_count_like_integers():
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_spikes_of_other_types_count_like_bytes(kind):
     spikes = random_spikes((11, 4, 6))
-    np.testing.assert_array_equal(voxel_counts(spikes.astype(bool), 5), voxel_counts(spikes, 5))
+    np.testing.assert_array_equal(voxel_counts(spikes.astype(kind), 5), voxel_counts(spikes, 5))
 
 
 def test_bins_of_more_than_255_steps_saturate_only_where_bytes_are_asked_for():
@@ -104,7 +105,8 @@ def test_normalising_stored_counts_equals_voxelizing():
         lambda: voxel_counts(np.zeros((4, 5), np.uint8), 2),
         lambda: voxel_counts(np.zeros((0, 4, 5), np.uint8), 2),
         lambda: voxel_counts(np.zeros((3, 4, 5), np.uint8), 0),
-        lambda: voxel_counts(np.zeros((3, 4, 5), np.float32), 2),
+        lambda: voxel_counts(np.full((3, 4, 5), 0.5), 2),
+        lambda: voxel_counts(np.full((3, 4, 5), 2), 2),
         lambda: voxel_counts(np.zeros((3, 4, 5), np.uint8), 2, exposure=(2, 2)),
         lambda: voxelize(np.zeros((3, 4, 5), np.uint8), 2, std=0.0),
     ],

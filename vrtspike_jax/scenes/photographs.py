@@ -7,6 +7,7 @@ ships are used, read straight from its folder, so that nothing is ever downloade
 import functools
 import importlib.util
 import pathlib
+import warnings
 
 import cv2
 import numpy as np
@@ -70,6 +71,9 @@ def load_photograph(path: str) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
 def shipped_photographs(split: str) -> tuple[str, ...]:
     """Paths of the pictures of a split ("train" or "eval") in the installed scikit-image.
 
+    A future version may ship fewer of them: those are left out with a warning, since scenes can do
+    with fewer, but the same seed then gives other clips.
+
     Raises:
       ValueError: unknown split.
       PhotographError: scikit-image is not installed, or ships none of the pictures.
@@ -80,11 +84,16 @@ def shipped_photographs(split: str) -> tuple[str, ...]:
     if spec is None or not spec.submodule_search_locations:
         raise PhotographError("scikit-image is not installed; wanted its sample photographs")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "data"
-    missing = [name for name in SHIPPED[split] if not (folder / name).is_file()]
-    if missing:
-        # Leaving them out would silently change what a seed means.
+    names = [name for name in SHIPPED[split] if (folder / name).is_file()]
+    if not names:
         raise PhotographError(
-            f"{folder}: found no {', '.join(missing)}; wanted the sample pictures that "
-            "scikit-image 0.25 and 0.26 ship"
+            f"{folder}: found none of {', '.join(SHIPPED[split])}; install scikit-image 0.26, or "
+            "set the scene option generated=1.0 to do without photographs"
         )
-    return tuple(str(folder / name) for name in SHIPPED[split])
+    if len(names) < len(SHIPPED[split]):
+        warnings.warn(
+            f"{folder}: found {len(names)} of {len(SHIPPED[split])} photographs for scenes; "
+            "clips differ from those rendered with scikit-image 0.26",
+            stacklevel=2,
+        )
+    return tuple(str(folder / name) for name in names)

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import UInt8
 
+from vrtspike_jax.spikes.bits import as_uint8
+
 PathLike = str | os.PathLike[str]
 
 
@@ -182,7 +184,7 @@ def write_dat(
 
     Args:
       path: where to write; an existing file is replaced.
-      spikes: [T, H, W] of 0 or 1 (any integer type, or bool), or an iterable of such arrays of
+      spikes: [T, H, W] of 0 or 1 (any numeric type, or bool), or an iterable of such arrays of
         equal H and W, for recordings that do not fit in memory.
       head_columns: zero bits to append to each row, for readers that expect a head.
 
@@ -228,16 +230,14 @@ def _pack(spikes: np.ndarray, head_columns: int) -> np.ndarray:
 
 
 def _checked_bits(spikes: np.ndarray, path: pathlib.Path) -> np.ndarray:
-    spikes = np.asarray(spikes)
+    try:
+        spikes = as_uint8(spikes)
+    except ValueError as error:
+        raise DatError(f"{path}: {error}") from None
     if spikes.ndim != 3 or 0 in spikes.shape[1:]:
         raise DatError(f"{path}: found spikes of shape {spikes.shape}, wanted [T, H, W]")
-    if spikes.dtype != np.bool_:
-        if not np.issubdtype(spikes.dtype, np.integer):
-            raise DatError(f"{path}: found spikes of type {spikes.dtype}, wanted integers or bool")
-        if spikes.size and (spikes.min() < 0 or spikes.max() > 1):
-            raise DatError(
-                f"{path}: found spike values {spikes.min()} to {spikes.max()}, wanted 0 and 1"
-            )
+    if spikes.max(initial=0) > 1:
+        raise DatError(f"{path}: found spike values up to {spikes.max()}, wanted 0 and 1")
     return spikes
 
 

@@ -8,6 +8,8 @@ sampling method for visual texture reconstruction", ICME 2019). Both return I.
 import numpy as np
 from jaxtyping import Float32
 
+from vrtspike_jax.spikes.bits import as_uint8
+
 
 def tfp(
     spikes: np.ndarray,
@@ -67,7 +69,7 @@ def tfi(
     spikes = _checked(spikes, threshold)
     *lead, steps, height, width = spikes.shape
     moment = _moment(moment, steps)
-    clips = spikes.reshape(-1, steps, height * width).view(np.uint8)
+    clips = spikes.reshape(-1, steps, height * width)
     intensity = [np.float32(threshold) / _intervals(clip, moment) for clip in clips]
     return np.minimum(np.stack(intensity), 1).astype(np.float32).reshape(*lead, height, width)
 
@@ -115,11 +117,9 @@ def _two_largest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(spikes: np.ndarray, threshold: float) -> np.ndarray:
-    spikes = np.asarray(spikes)
+    spikes = as_uint8(spikes)
     if spikes.ndim < 3 or 0 in spikes.shape:
         raise ValueError(f"found spikes of shape {spikes.shape}, wanted [..., S, H, W]")
-    if spikes.dtype not in (np.uint8, np.bool_):
-        raise ValueError(f"found spikes of type {spikes.dtype}, wanted uint8 or bool, 0 or 1")
     if not threshold > 0:
         raise ValueError(f"found threshold {threshold}, wanted a positive number")
     return spikes

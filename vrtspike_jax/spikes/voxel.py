@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from vrtspike_jax.spikes.bits import as_uint8
+
 MAX_COUNT = 255
 
 
@@ -25,7 +27,7 @@ def voxel_counts(
     """Counts spikes in `bins` equal stretches of each exposure.
 
     Args:
-      spikes: [..., S, H, W] of 0 or 1 (uint8 or bool); leading axes, such as T, are kept.
+      spikes: [..., S, H, W] of 0 or 1 (best uint8 or bool); leading axes, such as T, are kept.
       bins: K. With S < K some bins stay empty.
       exposure: (first, last) steps of the exposure, half-open, within or beyond 0..S: steps of
         `spikes` outside it are left out, and bins divide the exposure. None takes all S steps.
@@ -83,13 +85,9 @@ def normalize_counts(
 def _counts(
     spikes: np.ndarray, bins: int, exposure: tuple[int, int] | None, saturate: bool
 ) -> np.ndarray:
-    spikes = np.asarray(spikes)
+    spikes = as_uint8(spikes)
     if spikes.ndim < 3:
         raise ValueError(f"found spikes of shape {spikes.shape}, wanted [..., S, H, W]")
-    if spikes.dtype == np.bool_:
-        spikes = spikes.view(np.uint8)
-    elif not np.issubdtype(spikes.dtype, np.integer):
-        raise ValueError(f"found spikes of type {spikes.dtype}, wanted uint8 or bool, 0 or 1")
     *lead, steps, height, width = spikes.shape
     first, last = (0, steps) if exposure is None else exposure
     if last <= first:
