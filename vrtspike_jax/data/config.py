@@ -92,7 +92,7 @@ def default_data_config() -> ml_collections.ConfigDict:
     # Frame pixels that are rendered (before `crop_size`).
     c.scenes.height = 96
     c.scenes.width = 96
-    # Further arguments of `vrtspike_jax.scenes.render_clip`.
+    # What scenes look like: fields of `vrtspike_jax.scenes.SceneOptions`; empty takes its defaults.
     c.scenes.render = ml_collections.ConfigDict()
     return c
 
