@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vrtspike_jax.spikes import integrate_and_fire, simulate, simulate_jax
+from vrtspike_jax.spikes import SpikeCamera, integrate_and_fire, simulate, simulate_jax
 
 
 def random_gray(shape, seed=0):
@@ -92,12 +92,27 @@ def test_the_start_phase_is_uniform():
     assert np.abs(counts - 1000).max() < 150
 
 
-def test_the_accumulator_runs_on_from_exposure_to_exposure():
-    gray = random_gray((30, 6, 6))
-    whole = simulate(gray, 1.3, seed=4)
-    first, state = simulate(gray[:13], 1.3, seed=4, return_state=True)
-    second = simulate(gray[13:], 1.3, seed=99, start=state)
-    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+def test_exposing_in_chunks_gives_the_bytes_of_exposing_in_one_piece():
+    gray = random_gray((31, 6, 7))
+    options = {"dark_current": 0.01, "noise_std": 0.2, "threshold_std": 0.1}
+    whole = simulate(gray, 1.3, seed=4, **options)
+    camera = SpikeCamera(6, 7, 1.3, 4, **options)
+    chunks = [camera.expose(gray[first:last]) for first, last in ((0, 1), (1, 14), (14, 31))]
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_the_accumulators_hold_what_has_not_fired_yet():
+    gray = random_gray((40, 6, 7))
+    camera = SpikeCamera(6, 7, 1.3, 4)
+    before = camera.accumulators.copy()
+    spikes = camera.expose(gray)
+    expected = before + gray.sum(axis=0) - 1.3 * spikes.sum(axis=0)
+    np.testing.assert_allclose(camera.accumulators, expected, atol=1e-4)
+
+
+def test_a_camera_refuses_pictures_of_another_size():
+    with pytest.raises(ValueError, match=r"\(6, 8\).*\(6, 7\)"):
+        SpikeCamera(6, 7).expose(random_gray((2, 6, 8)))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not():
@@ -144,7 +159,6 @@ def test_a_spread_of_thresholds_is_fixed_to_the_pixel():
         (np.zeros((3, 4, 4)), {"threshold": 0.0}),
         (np.zeros((3, 4, 4)), {"dark_current": -0.1}),
         (np.zeros((3, 4, 4)), {"noise_std": -0.1}),
-        (np.zeros((3, 4, 4)), {"start": np.zeros((4, 5))}),
     ],
 )
 def test_bad_input_raises(gray, options):

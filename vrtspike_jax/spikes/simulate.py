@@ -6,10 +6,8 @@ fires where that reaches the threshold c; firing subtracts c and keeps the rest:
     a_t = a_{t-1} + I_t;   s_t = [a_t >= c];   a_t <- a_t - c s_t
 
 The start a_{-1} is uniform in [0, c), as a camera that has long been running would have it. The
-accumulator runs on from exposure to exposure: simulate a clip in one piece, or hand the state on.
+accumulator runs on from exposure to exposure.
 """
-
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -51,6 +49,74 @@ def integrate_and_fire(
     return spikes.view(np.uint8), accumulator
 
 
+class SpikeCamera:
+    """A camera that keeps its state, for recordings longer than memory.
+
+    Exposing a recording in one piece or in chunks of any size gives the same bytes.
+
+    Args:
+      height, width: pixels.
+      threshold: c; 1 means that a white pixel fires every step, 2 every second step.
+      seed: of the start phase and the noise.
+      dark_current: what a pixel gathers each step without light, in units of full intensity.
+      noise_std: standard deviation of normal noise on what each pixel gathers each step.
+      threshold_std: relative standard deviation of the pixels' thresholds (fixed pattern noise;
+        thresholds stay above c / 10).
+
+    Raises:
+      ValueError: threshold <= 0, or a negative dark current or deviation.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        threshold: float = 1.0,
+        seed: int = 0,
+        *,
+        dark_current: float = 0.0,
+        noise_std: float = 0.0,
+        threshold_std: float = 0.0,
+    ):
+        for name, value in (
+            ("dark_current", dark_current),
+            ("noise_std", noise_std),
+            ("threshold_std", threshold_std),
+        ):
+            if not value >= 0:
+                raise ValueError(f"found {name} {value}, wanted 0 or more")
+        if not threshold > 0:
+            raise ValueError(f"found threshold {threshold}, wanted a positive number")
+        # A stream for each kind of randomness: switching one on leaves the others as they were.
+        phase_rng, pattern_rng, self._noise_rng = np.random.default_rng(seed).spawn(3)
+        self._size = (height, width)
+        self._thresholds = np.full(self._size, threshold, np.float32)
+        if threshold_std:
+            spread = pattern_rng.standard_normal(self._size, np.float32)
+            spread *= np.float32(threshold_std)
+            self._thresholds *= np.maximum(1 + spread, np.float32(0.1))
+        self._dark_current = np.float32(dark_current)
+        self._noise_std = np.float32(noise_std)
+        # What each pixel has gathered so far, [H, W] float32.
+        self.accumulators = phase_rng.random(self._size, np.float32) * self._thresholds
+
+    def expose(self, gray: Float32[np.ndarray, "T H W"]) -> UInt8[np.ndarray, "T H W"]:
+        """Fires the spikes of the next T steps.
+
+        Raises:
+          ValueError: gray is not [T, height, width] in 0..1, or not finite.
+        """
+        gray = _checked_gray(gray)
+        if gray.shape[1:] != self._size:
+            raise ValueError(f"found gray of {gray.shape[1:]} pixels, wanted {self._size}")
+        current = gray + self._dark_current if self._dark_current else gray
+        if self._noise_std:
+            noise = self._noise_rng.standard_normal(gray.shape, np.float32)
+            current = current + noise * self._noise_std
+        spikes, self.accumulators = integrate_and_fire(current, self._thresholds, self.accumulators)
+        return spikes
+
+
 def simulate(
     gray: Float32[np.ndarray, "T H W"],
     threshold: float = 1.0,
@@ -59,65 +125,44 @@ def simulate(
     dark_current: float = 0.0,
     noise_std: float = 0.0,
     threshold_std: float = 0.0,
-    start: np.ndarray | None = None,
-    return_state: bool = False,
-) -> Any:
+) -> UInt8[np.ndarray, "T H W"]:
     """Fires the spikes that a camera would see of a sequence of gray pictures.
+
+    Exposures that follow each other belong into one call, or into one `SpikeCamera`.
 
     Args:
       gray: intensities in 0..1, one picture a step.
-      threshold: c; 1 means that a white pixel fires every step, 2 every second step.
-      seed: of the start phase and the noise; the same seed gives the same bytes.
-      dark_current: what a pixel gathers each step without light, in units of full intensity.
-      noise_std: standard deviation of normal noise on what each pixel gathers each step.
-      threshold_std: relative standard deviation of the pixels' thresholds (fixed pattern noise,
-        drawn once for `seed`; thresholds stay above c / 10).
-      start: accumulators [H, W] to go on from, as returned by an earlier call; None draws a
-        random phase.
-      return_state: also return the accumulators.
+      threshold, seed, dark_current, noise_std, threshold_std: see `SpikeCamera`. The same
+        arguments give the same bytes.
 
     Returns:
-      spikes uint8 [T, H, W] of 0 or 1; with `return_state` the pair (spikes, accumulators [H, W]).
+      0 or 1.
 
     Raises:
       ValueError: gray is not [T, H, W] in 0..1 or not finite, threshold <= 0, or a negative
         dark current or deviation.
     """
-    gray = _checked_gray(gray)
-    for name, value in (
-        ("dark_current", dark_current),
-        ("noise_std", noise_std),
-        ("threshold_std", threshold_std),
-    ):
-        if not value >= 0:
-            raise ValueError(f"found {name} {value}, wanted 0 or more")
-    if not threshold > 0:
-        raise ValueError(f"found threshold {threshold}, wanted a positive number")
-    size = gray.shape[1:]
-    # One stream for each kind of randomness: switching one on leaves the others as they were.
-    phase_rng, pattern_rng, noise_rng = np.random.default_rng(seed).spawn(3)
-    thresholds: Threshold = threshold
-    if threshold_std:
-        spread = pattern_rng.standard_normal(size, np.float32) * np.float32(threshold_std)
-        thresholds = np.float32(threshold) * np.maximum(1 + spread, np.float32(0.1))
-    if start is None:
-        start = phase_rng.random(size, np.float32) * np.asarray(thresholds, np.float32)
-    elif np.shape(start) != size:
-        raise ValueError(f"found accumulators of shape {np.shape(start)}, wanted {size}")
-    current = gray
-    if dark_current:
-        current = current + np.float32(dark_current)
-    if noise_std:
-        noise = noise_rng.standard_normal(gray.shape, np.float32)
-        current = current + noise * np.float32(noise_std)
-    spikes, state = integrate_and_fire(current, thresholds, start)
-    return (spikes, state) if return_state else spikes
+    gray = _checked_shape(gray)
+    camera = SpikeCamera(
+        *gray.shape[1:],
+        threshold,
+        seed,
+        dark_current=dark_current,
+        noise_std=noise_std,
+        threshold_std=threshold_std,
+    )
+    return camera.expose(gray)
 
 
-def _checked_gray(gray: np.ndarray) -> np.ndarray:
+def _checked_shape(gray: np.ndarray) -> np.ndarray:
     gray = np.asarray(gray)
     if gray.ndim != 3 or 0 in gray.shape[1:]:
         raise ValueError(f"found gray of shape {gray.shape}, wanted [T, H, W]")
+    return gray
+
+
+def _checked_gray(gray: np.ndarray) -> np.ndarray:
+    gray = _checked_shape(gray)
     if not np.issubdtype(gray.dtype, np.floating):
         raise ValueError(f"found gray of type {gray.dtype}, wanted floating point in 0..1")
     low, high = gray.min(initial=0), gray.max(initial=0)
