@@ -1,0 +1,472 @@
+"""Window attention as Triton kernels that keep no N x N logits, forward and backward.
+
+With S = q k^T + bias + shift mask, P = softmax(S) and out = P v, the forward kernel saves the
+log-sum-exp L of each row of S; the backward kernels rebuild P = exp(S - L) tile by tile (Dao et
+al., FlashAttention-2, algorithms 1 and 2):
+
+    delta = rowsum(dout * out)       dS = P * (dout v^T - delta)
+    dq = dS k      dk = dS^T q      dv = P^T dout      dbias = sum of dS over windows
+
+Head dimensions are tiny here (16 to 32), so time goes into the elementwise work on S, not into
+the products: exponentials are base 2, and one program handles several windows for each tile of
+the bias that it loads. The bias gradient has a kernel of its own, whose programs each own one tile
+of it and walk over a share of the windows: no atomics, the same result every time.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
+
+from vrtspike_jax.ops.window_layout import FrameWindows, PackedWindows
+
+LOG2_E = math.log2(math.e)
+# Added to the logits of tokens that the cyclic shift brought together (Swin, VRT).
+OTHER_REGION = -100.0
+# The bias gradient splits its windows among about this many programs.
+BIAS_PROGRAMS = 1200
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the kernels are specialised for.
+
+    Attributes:
+        layout: Where tokens lie.
+        heads: Heads of the queries, keys and values.
+        dim: Channels of a head.
+        shifted: Whether to compare regions: given as an array for `PackedWindows`.
+        columns: First channel of queries, keys and values in their arrays.
+        out_column: First channel of the result in its array.
+        block: Tokens of a tile.
+        group: Windows that a program handles for each tile of the bias.
+        interpret: Run on the CPU, for tests.
+    """
+
+    layout: PackedWindows | FrameWindows
+    heads: int
+    dim: int
+    shifted: bool = False
+    columns: tuple[int, int, int] = (0, 0, 0)
+    out_column: int = 0
+    block: int = 64
+    group: int = 1
+    interpret: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Tiles along the tokens of a window."""
+        return pl.cdiv(self.layout.tokens, self.block)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last tile sticks out of the window."""
+        return self.layout.tokens % self.block != 0
+
+
+def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
+    """Chooses tile sizes."""
+    block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
+    group = next(g for g in (4, 2, 1) if layout.windows % g == 0)
+    return Plan(layout, heads, dim, **{"block": block, "group": group} | fields)
+
+
+def _exp2(x: Array, plan: Plan) -> Array:
+    """2**x in one instruction; the library's version spends three more on denormals."""
+    if plan.interpret:
+        return jnp.exp2(x)
+    return _assembly("ex2.approx.ftz.f32 $0, $1;", x)
+
+
+def _exp(x: Array, shift: Array, plan: Plan) -> Array:
+    """2**(x * log2(e) - shift): one multiply-add, which the compiler would not fuse, and `_exp2`."""
+    shift = jnp.broadcast_to(shift, x.shape)
+    if plan.interpret:
+        return jnp.exp2(x * LOG2_E - shift)
+    fused = "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2; ex2.approx.ftz.f32 $0, y; }"
+    return _assembly(fused, x, -shift)
+
+
+def _assembly(code: str, *args: Array) -> Array:
+    """Applies PTX code to every element of float32 arrays."""
+    [y] = plgpu.elementwise_inline_asm(
+        code,
+        args=list(args),
+        constraints=",".join(["=f"] + ["f"] * len(args)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
+    )
+    return y
+
+
+def _masked_load(address: Any, mask: Array | None) -> Array:
+    return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+
+class _Side:
+    """One tile of a window's tokens, as queries (their results) or as keys."""
+
+    def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
+        self.plan, layout = plan, plan.layout
+        token = tile * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
+        self.valid = token < layout.tokens if plan.ragged else None
+        self.token, self.window = token, window
+        self.query_rows = layout.query_rows(window, token)
+        self.key_rows = layout.key_rows(window, token)
+        self.region = None
+        if region_ref is not None:
+            address = region_ref.at[lax.rem(window, region_ref.shape[0]), token]
+            self.region = _masked_load(address, self.valid)
+        elif plan.shifted:
+            self.region = layout.regions(window, token)
+
+    def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
+        width = max(16, pl.next_power_of_2(self.plan.dim))
+        channel = jnp.arange(width, dtype=jnp.int32)
+        mask = None
+        if width != self.plan.dim:
+            mask = jnp.broadcast_to(channel < self.plan.dim, (self.plan.block, width))
+        if self.valid is not None:
+            inside = jnp.broadcast_to(self.valid[:, None], (self.plan.block, width))
+            mask = inside if mask is None else mask & inside
+        return ref.at[rows[:, None], (column + channel)[None, :]], mask
+
+    def load(self, ref: Any, rows: Array, column: Array) -> Float[Array, "block width"]:
+        """A head's channels of each token; zero where there is none."""
+        address, mask = self._address(ref, rows, column)
+        return _masked_load(address, mask)
+
+    def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
+        """Inverse of `load`."""
+        address, mask = self._address(ref, rows, column)
+        plgpu.store(address, value.astype(ref.dtype), mask=mask)
+
+    def load_row(self, ref: Any, head: Array) -> Float[Array, " block"]:
+        """One number for each token, of an array (heads, windows * tokens)."""
+        index = self.window * self.plan.layout.tokens + self.token
+        return _masked_load(ref.at[head, index], self.valid)
+
+    def store_row(self, ref: Any, head: Array, value: Array) -> None:
+        """Inverse of `load_row`."""
+        index = self.window * self.plan.layout.tokens + self.token
+        plgpu.store(ref.at[head, index], value, mask=self.valid)
+
+
+def _logits(rows: _Side, columns: _Side, a: Array, b: Array, bias: Array | None) -> Array:
+    """S for one tile, or its transpose if `rows` are the keys; float32."""
+    s = jnp.dot(a, b.T, preferred_element_type=jnp.float32)
+    if bias is not None:
+        s += bias
+    if rows.region is not None:
+        s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
+    return s
+
+
+def _inside(rows: _Side, columns: _Side) -> Array | None:
+    """Which pairs of tokens exist; None if all do."""
+    return None if rows.valid is None else rows.valid[:, None] & columns.valid[None, :]
+
+
+def _bias_tile(ref: Any, head: Array, rows: _Side, columns: _Side) -> Array | None:
+    if ref is None:
+        return None
+    return _masked_load(ref.at[head, rows.token[:, None], columns.token[None, :]], _inside(rows, columns))
+
+
+def _split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
+    """Sorts a kernel's references: `inputs` arrays, bias or None, regions or None, the rest."""
+    rest = list(refs[inputs:])
+    bias = rest.pop(0) if biased else None
+    regions = rest.pop(0) if plan.shifted and isinstance(plan.layout, PackedWindows) else None
+    return (*refs[:inputs], bias, regions, rest)
+
+
+def _program(plan: Plan) -> tuple[Array, Array, Array]:
+    """First window, tile and head of this program; neighbours share windows."""
+    index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
+    return lax.div(index, plan.blocks) * plan.group, lax.rem(index, plan.blocks), head
+
+
+def _loop(plan: Plan, body: Any, carry: Any) -> Any:
+    """Runs `body(tile, carry)` over the tiles of a window."""
+    if plan.blocks == 1:
+        return body(jnp.int32(0), carry)
+    return lax.fori_loop(0, plan.blocks, body, carry)
+
+
+def _forward_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
+    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = _split(refs, plan, biased, 3)
+    out_ref, lse_ref = outputs[-2:]
+    first, tile, head = _program(plan)
+    columns = [c + head * plan.dim for c in plan.columns]
+    sides = [_Side(plan, first + g, tile, region_ref) for g in range(plan.group)]
+    queries = [s.load(q_ref, s.query_rows, columns[0]) for s in sides]
+    width = queries[0].shape[1]
+
+    def body(j: Array, carry: list) -> list:
+        result, bias = [], None
+        for g, (side, q, (peak, total, out)) in enumerate(zip(sides, queries, carry, strict=True)):
+            keys = _Side(plan, first + g, j, region_ref)
+            if g == 0:
+                bias = _bias_tile(bias_ref, head, side, keys)
+            k = keys.load(k_ref, keys.key_rows, columns[1])
+            s = _logits(side, keys, q, k, bias)
+            if keys.valid is not None:
+                s = jnp.where(keys.valid[None, :], s, -jnp.inf)
+            new_peak = jnp.maximum(peak, jnp.max(s, axis=1) * LOG2_E)
+            p = _exp(s, new_peak[:, None], plan)
+            rescale = _exp2(peak - new_peak, plan)
+            v = keys.load(v_ref, keys.key_rows, columns[2])
+            product = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            out = out * rescale[:, None] + product
+            result.append((new_peak, total * rescale + jnp.sum(p, axis=1), out))
+        return result
+
+    row = jnp.zeros((plan.block,), jnp.float32)
+    start = (row - jnp.inf, row, jnp.zeros((plan.block, width), jnp.float32))
+    for side, (peak, total, out) in zip(
+        sides, _loop(plan, body, [start] * plan.group), strict=True
+    ):
+        column = plan.out_column + head * plan.dim
+        side.store(out_ref, side.key_rows, column, out / total[:, None])
+        side.store_row(lse_ref, head, peak + jnp.log2(total))
+
+
+def _query_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
+    """Gradient of the queries, and delta."""
+    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = _split(
+        refs, plan, biased, 6
+    )
+    dq_ref, delta_ref = outputs
+    first, tile, head = _program(plan)
+    columns = [c + head * plan.dim for c in plan.columns]
+    out_column = plan.out_column + head * plan.dim
+    loaded = []
+    for g in range(plan.group):
+        side = _Side(plan, first + g, tile, region_ref)
+        dout = side.load(dout_ref, side.key_rows, out_column)
+        out = side.load(out_ref, side.key_rows, out_column).astype(jnp.float32)
+        delta = jnp.sum(out * dout.astype(jnp.float32), axis=1)
+        side.store_row(delta_ref, head, delta)
+        q = side.load(q_ref, side.query_rows, columns[0])
+        loaded.append((side, q, dout, side.load_row(lse_ref, head), delta))
+
+    def body(j: Array, carry: list) -> list:
+        result, bias = [], None
+        for g, ((side, q, dout, lse, delta), dq) in enumerate(zip(loaded, carry, strict=True)):
+            keys = _Side(plan, first + g, j, region_ref)
+            if g == 0:
+                bias = _bias_tile(bias_ref, head, side, keys)
+            k = keys.load(k_ref, keys.key_rows, columns[1])
+            v = keys.load(v_ref, keys.key_rows, columns[2])
+            s = _logits(side, keys, q, k, bias)
+            if keys.valid is not None:
+                s = jnp.where(keys.valid[None, :], s, -jnp.inf)
+            p = _exp(s, lse[:, None], plan)
+            dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
+            ds = (p * (dp - delta[:, None])).astype(k.dtype)
+            result.append(dq + jnp.dot(ds, k, preferred_element_type=jnp.float32))
+        return result
+
+    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
+    gradients = _loop(plan, body, [zeros] * plan.group)
+    for (side, *_), dq in zip(loaded, gradients, strict=True):
+        side.store(dq_ref, side.query_rows, columns[0], dq)
+
+
+def _transposed_tile(
+    rows: _Side, columns: _Side, tiles: list, stats: list, bias: Array | None
+) -> tuple[Array, Array]:
+    """P^T and dS^T of one tile, rows being keys; zero where the queries stick out."""
+    (q, k, v, dout), (lse, delta) = tiles, stats
+    s = _logits(rows, columns, k, q, bias)
+    p = _exp(s, lse[None, :], rows.plan)
+    if columns.valid is not None:
+        p = jnp.where(columns.valid[None, :], p, 0.0)
+    dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
+    return p, p * (dp - delta[None, :])
+
+
+def _key_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
+    """Gradients of keys and values. The bias comes transposed."""
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
+        refs, plan, biased, 6
+    )
+    dk_ref, dv_ref = (outputs[-1], outputs[-1]) if packed else outputs
+    first, tile, head = _program(plan)
+    columns = [c + head * plan.dim for c in plan.columns]
+    loaded = []
+    for g in range(plan.group):
+        keys = _Side(plan, first + g, tile, region_ref)
+        k = keys.load(k_ref, keys.key_rows, columns[1])
+        loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
+
+    def body(i: Array, carry: list) -> list:
+        result, bias = [], None
+        for g, ((keys, k, v), (dk, dv)) in enumerate(zip(loaded, carry, strict=True)):
+            side = _Side(plan, first + g, i, region_ref)
+            if g == 0:
+                bias = _bias_tile(bias_ref, head, keys, side)
+            q = side.load(q_ref, side.query_rows, columns[0])
+            dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
+            stats = [side.load_row(lse_ref, head), side.load_row(delta_ref, head)]
+            p, ds = _transposed_tile(keys, side, [q, k, v, dout], stats, bias)
+            dv += jnp.dot(p.astype(dout.dtype), dout, preferred_element_type=jnp.float32)
+            dk += jnp.dot(ds.astype(q.dtype), q, preferred_element_type=jnp.float32)
+            result.append((dk, dv))
+        return result
+
+    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
+    gradients = _loop(plan, body, [(zeros, zeros)] * plan.group)
+    for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
+        keys.store(dk_ref, keys.key_rows, columns[1], dk)
+        keys.store(dv_ref, keys.key_rows, columns[2], dv)
+
+
+def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
+    """Gradient of one tile of the bias, summed over `chunk` windows."""
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
+        refs, plan, True, 6
+    )
+    tile, part = pl.program_id(0), pl.program_id(1)
+    head, i, j = (
+        lax.rem(tile, plan.heads),
+        lax.rem(lax.div(tile, plan.heads), plan.blocks),
+        lax.div(tile, plan.heads * plan.blocks),
+    )
+    columns = [c + head * plan.dim for c in plan.columns]
+    here = [_Side(plan, part * chunk, t, region_ref) for t in (j, i)]
+    bias = _bias_tile(bias_ref, head, *here)
+
+    def body(step: Array, total: Array) -> Array:
+        window = part * chunk + step
+        keys, side = (_Side(plan, window, t, region_ref) for t in (j, i))
+        q = side.load(q_ref, side.query_rows, columns[0])
+        k = keys.load(k_ref, keys.key_rows, columns[1])
+        v = keys.load(v_ref, keys.key_rows, columns[2])
+        dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
+        stats = [side.load_row(lse_ref, head), side.load_row(delta_ref, head)]
+        return total + _transposed_tile(keys, side, [q, k, v, dout], stats, bias)[1]
+
+    total = lax.fori_loop(0, chunk, body, jnp.zeros((plan.block, plan.block), jnp.float32))
+    address = outputs[-1].at[part, head, here[0].token[:, None], here[1].token[None, :]]
+    plgpu.store(address, total, mask=_inside(*here))
+
+
+def _call(
+    kernel: Any, plan: Plan, grid: tuple, out_shape: Any, arrays: list, aliases: dict | None = None
+) -> Any:
+    """Launches a kernel over `arrays`, of which None ones are left out."""
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        out_shape=out_shape,
+        input_output_aliases=aliases or {},
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=plan.interpret,
+        name=getattr(kernel, "func", kernel).__name__.strip("_"),
+    )(*[a for a in arrays if a is not None])
+
+
+def _grid(plan: Plan) -> tuple[int]:
+    return (plan.layout.windows // plan.group * plan.blocks * plan.heads,)
+
+
+def _row_shape(plan: Plan) -> jax.ShapeDtypeStruct:
+    count = plan.layout.windows * plan.layout.tokens
+    return jax.ShapeDtypeStruct((plan.heads, count), jnp.float32)
+
+
+def forward(
+    plan: Plan,
+    arrays: tuple[Array, Array, Array],
+    bias: Float[Array, "heads n n"] | None,
+    regions: Int[Array, "windows n"] | None,
+    out: Array | None = None,
+) -> tuple[Array, Float[Array, "heads tokens"]]:
+    """Attention of every window.
+
+    Args:
+        plan: Layout and sizes.
+        arrays: Queries, keys and values as (rows, channels); may be one packed array, thrice.
+        bias: Added to the logits, float32.
+        regions: For `PackedWindows` with shift.
+        out: Array to write into (and reuse), or None for a new one of heads * dim channels.
+
+    Returns:
+        The result, and the base-2 log-sum-exp of the logits.
+    """
+    kernel = functools.partial(_forward_kernel, plan=plan, biased=bias is not None)
+    inputs = [*arrays, bias, regions, out]
+    aliases = None
+    if out is not None:
+        aliases = {sum(a is not None for a in inputs) - 1: 0}
+        shape = jax.ShapeDtypeStruct(out.shape, out.dtype)
+    else:
+        shape = jax.ShapeDtypeStruct((arrays[2].shape[0], plan.heads * plan.dim), arrays[2].dtype)
+    return _call(kernel, plan, _grid(plan), [shape, _row_shape(plan)], inputs, aliases)
+
+
+def backward(
+    plan: Plan,
+    arrays: tuple[Array, Array, Array],
+    bias: Float[Array, "heads n n"] | None,
+    regions: Int[Array, "windows n"] | None,
+    residuals: tuple[Array, Array],
+    dout: Array,
+) -> tuple[Any, Float[Array, "heads n n"] | None]:
+    """Gradients of `forward`.
+
+    Args:
+        plan: As in `forward`.
+        arrays: As in `forward`.
+        bias: As in `forward`.
+        regions: As in `forward`.
+        residuals: The result and the log-sum-exp of `forward`.
+        dout: Gradient of the result, an array of the same shape.
+
+    Returns:
+        Gradients of queries, keys and values (one array if `arrays` is one packed array thrice)
+        and of the bias.
+    """
+    out, lse = residuals
+    biased = bias is not None
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    kernel = functools.partial(_query_kernel, plan=plan, biased=biased)
+    dq, delta = _call(
+        kernel,
+        plan,
+        _grid(plan),
+        [like[0], _row_shape(plan)],
+        [*arrays, out, dout, lse, bias, regions],
+    )
+    if biased:
+        bias = jnp.swapaxes(bias, 1, 2)
+    inputs = [*arrays, dout, lse, delta, bias, regions]
+    packed = arrays[0] is arrays[1]
+    kernel = functools.partial(_key_kernel, plan=plan, biased=biased, packed=packed)
+    if packed:
+        count = sum(a is not None for a in inputs)
+        gradients = _call(kernel, plan, _grid(plan), like[0], [*inputs, dq], {count: 0})
+    else:
+        gradients = (dq, *_call(kernel, plan, _grid(plan), like[1:], inputs))
+    if not biased:
+        return gradients, None
+    tiles = plan.heads * plan.blocks**2
+    parts = _divisor(plan.layout.windows, max(1, BIAS_PROGRAMS // tiles))
+    kernel = functools.partial(_bias_kernel, plan=plan, chunk=plan.layout.windows // parts)
+    shape = jax.ShapeDtypeStruct((parts, *bias.shape), jnp.float32)
+    dbias = _call(kernel, plan, (tiles, parts), shape, inputs)
+    return gradients, jnp.swapaxes(jnp.sum(dbias, axis=0), 1, 2)
+
+
+def _divisor(number: int, most: int) -> int:
+    """Largest divisor of `number` that is at most `most`."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)

@@ -1,0 +1,426 @@
+"""Flow-guided deformable 3x3 convolution as Triton kernels that store no im2col columns.
+
+A program owns a tile of output pixels and walks over the 9 taps and over quads of deformable
+groups. For each it computes where to sample, gathers four corners, and multiplies the samples
+with the tap's filter at once. Backward has two kernels: one for the input, offsets and modulation,
+which adds into a float32 copy of the input, and one for the filter, whose programs own one tap and
+quad and walk over pixels.
+
+The input is stored group-major with a group's channels padded to a power of two, so that one
+corner is one 16-byte read (8 channels in bfloat16), and neighbouring pixels' reads are adjacent.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from vrtspike_jax.ops.pallas_atomics import relaxed_add
+
+TAPS = 9
+# The filter's gradient splits the pixels among about this many programs for each tap and quad.
+WEIGHT_PARTS = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the kernels are specialised for.
+
+    Attributes:
+        size: N, H, W of input and output.
+        groups: Deformable groups.
+        sources: Flows; groups / sources consecutive groups follow one of them.
+        channels: Input channels of a deformable group.
+        features: Output channels.
+        magnitude: The offset is magnitude * tanh(raw) + flow and the modulation sigmoid(raw);
+            None means that `raw` holds both as they are, and there is no flow.
+        quad: Groups that a program samples at once.
+        pixels: Output pixels of a tile.
+        interpret: Run on the CPU, for tests.
+    """
+
+    size: tuple[int, int, int]
+    groups: int
+    sources: int
+    channels: int
+    features: int
+    magnitude: float | None
+    quad: int = 4
+    pixels: int = 64
+    interpret: bool = False
+
+    @property
+    def width(self) -> int:
+        """Padded channels of a group."""
+        return pl.next_power_of_2(self.channels)
+
+    @property
+    def quads(self) -> int:
+        """Quads of groups."""
+        return self.groups // self.quad
+
+    @property
+    def total(self) -> int:
+        """Output pixels."""
+        n, h, w = self.size
+        return n * h * w
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of output pixels."""
+        return pl.cdiv(self.total, self.pixels)
+
+
+def make_plan(
+    size: tuple[int, int, int],
+    groups: int,
+    sources: int,
+    channels: int,
+    features: int,
+    magnitude: float | None,
+    **fields: Any,
+) -> Plan | None:
+    """Chooses tile sizes; None where the kernels do not fit."""
+    plan = Plan(size, groups, sources, channels, features, magnitude, **fields)
+    quad = max(1, 32 // plan.width)
+    while groups // sources % quad:
+        quad //= 2
+    if quad * plan.width < 16:  # Triton's smallest product.
+        return None
+    return dataclasses.replace(plan, **{"quad": quad} | fields)
+
+
+def _pixel(plan: Plan, tile: Array) -> tuple[Array, Array, Array, Array]:
+    """Flat index, image, row and column of a tile's pixels; 8 x 8 squares where they fit."""
+    _, h, w = plan.size
+    inner = jnp.arange(plan.pixels, dtype=jnp.int32)
+    if plan.pixels == 64 and h % 8 == 0 and w % 8 == 0:
+        column = lax.rem(tile, w // 8) * 8 + lax.rem(inner, 8)
+        tile = lax.div(tile, w // 8)
+        row = lax.rem(tile, h // 8) * 8 + lax.div(inner, 8)
+        image = jnp.broadcast_to(lax.div(tile, h // 8), inner.shape)
+        return (image * h + row) * w + column, image, row, column
+    flat = tile * plan.pixels + inner
+    image = jnp.minimum(lax.div(flat, h * w), plan.size[0] - 1)  # Beyond the end: masked later.
+    return flat, image, lax.rem(lax.div(flat, w), h), lax.rem(flat, w)
+
+
+class _Samples:
+    """Where one tap of a quad of groups samples, and with which weights."""
+
+    def __init__(self, plan: Plan, refs: tuple, pixel: tuple, tap: Array, quad: Array):
+        x_ref, raw_ref, flow_ref = refs
+        flat, image, row, column = pixel
+        self.plan, self.x_ref = plan, x_ref
+        _, h, w = plan.size
+        self.valid = None
+        if plan.total % plan.pixels:
+            self.valid = flat < plan.total
+        group = quad * plan.quad + jnp.arange(plan.quad, dtype=jnp.int32)
+        self.parts = [
+            (flat[:, None], tap, jnp.int32(part), group[None, :]) for part in range(3)
+        ]
+        self.mask = None
+        if self.valid is not None:
+            self.mask = jnp.broadcast_to(self.valid[:, None], (plan.pixels, plan.quad))
+        raw = [self._load(raw_ref.at[index], self.mask).astype(jnp.float32) for index in self.parts]
+        if plan.magnitude is None:
+            y, x, self.modulation = raw
+        else:
+            self.tanh = [_tanh(part) for part in raw[:2]]
+            self.modulation = 1 / (1 + jnp.exp(-raw[2]))
+            source = quad * plan.quad // (plan.groups // plan.sources)
+            # Flow is (x, y).
+            flow = [self._load(flow_ref.at[flat, source, c], self.valid) for c in (1, 0)]
+            y, x = (
+                plan.magnitude * part + f[:, None] for part, f in zip(self.tanh, flow, strict=True)
+            )
+        y += (row + tap // 3 - 1).astype(jnp.float32)[:, None]
+        x += (column + lax.rem(tap, 3) - 1).astype(jnp.float32)[:, None]
+        top, left = jnp.floor(y), jnp.floor(x)
+        self.down, self.across = y - top, x - left
+        rows, columns = _neighbours(top, h), _neighbours(left, w)
+        base = (image[:, None] * plan.groups + group[None, :]) * h
+        self.corners = [
+            ((base + r) * w + c, inside_r & inside_c)
+            for r, inside_r in rows
+            for c, inside_c in columns
+        ]
+
+    def _load(self, address: Any, mask: Array | None) -> Array:
+        return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+    def weights(self) -> list[Float[Array, "pixels quad"]]:
+        """Bilinear weights of the corners (top left, top right, bottom left, bottom right)."""
+        down, across = self.down, self.across
+        pairs = [(a, b) for a in (1 - down, down) for b in (1 - across, across)]
+        return [
+            jnp.where(inside, a * b, 0.0)
+            for (a, b), (_, inside) in zip(pairs, self.corners, strict=True)
+        ]
+
+    def index(self, corner: int) -> tuple[Array, Array]:
+        """Indices of a corner's channels in the group-major input."""
+        channel = jnp.arange(self.plan.width, dtype=jnp.int32)
+        return self.corners[corner][0][:, :, None], channel[None, None, :]
+
+    def gather(self, corner: int) -> Float[Array, "pixels quad width"]:
+        """A corner's channels."""
+        return plgpu.load(self.x_ref.at[self.index(corner)]).astype(jnp.float32)
+
+    def columns(self, dtype: Any) -> Float[Array, "pixels columns"]:
+        """Samples times the modulation."""
+        samples = 0.0
+        for corner, weight in enumerate(self.weights()):
+            samples += (weight * self.modulation)[:, :, None] * self.gather(corner)
+        return samples.astype(dtype).reshape(self.plan.pixels, self.plan.quad * self.plan.width)
+
+
+def _neighbours(low: Array, size: int) -> list[tuple[Array, Array]]:
+    """Index, clamped, and whether it is inside, of coordinates `low` and `low + 1`."""
+    result = []
+    for position in (low, low + 1):
+        inside = (position >= 0) & (position <= size - 1)
+        # First in float32: a coordinate may be too large for an integer.
+        index = jnp.clip(position, 0.0, size - 1.0).astype(jnp.int32)
+        result.append((jnp.clip(index, 0, size - 1), inside))
+    return result
+
+
+def _tanh(x: Array) -> Array:
+    return 1 - 2 / (jnp.exp(2 * x) + 1)
+
+
+def _split(refs: tuple, plan: Plan) -> tuple:
+    """Sorts a kernel's references: input, raw offsets and flow (or None), then the rest."""
+    if plan.magnitude is None:
+        return (*refs[:2], None), refs[2:]
+    return refs[:3], refs[3:]
+
+
+def _walk(plan: Plan, body: Any, carry: Any) -> Any:
+    """Runs `body(tap, quad, carry)` over all taps and quads."""
+    return lax.fori_loop(
+        0,
+        TAPS * plan.quads,
+        lambda i, c: body(lax.div(i, plan.quads), lax.rem(i, plan.quads), c),
+        carry,
+    )
+
+
+def _feature_tile(ref: Any, flat: Array, plan: Plan) -> tuple[Any, Array | None]:
+    """Address and mask of a tile's output features, padded to a power of two."""
+    width = max(16, pl.next_power_of_2(plan.features))
+    feature = jnp.arange(width, dtype=jnp.int32)
+    mask = None
+    if width != plan.features:
+        mask = jnp.broadcast_to(feature < plan.features, (plan.pixels, width))
+    if plan.total % plan.pixels:
+        inside = jnp.broadcast_to((flat < plan.total)[:, None], (plan.pixels, width))
+        mask = inside if mask is None else mask & inside
+    return ref.at[flat[:, None], feature[None, :]], mask
+
+
+def _weight_tile(ref: Any, tap: Array, quad: Array) -> Float[Array, "columns features"]:
+    _, _, rows, columns = ref.shape
+    row, column = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
+    return plgpu.load(ref.at[tap, quad, row[:, None], column[None, :]])
+
+
+def _forward_kernel(*refs: Any, plan: Plan) -> None:
+    inputs, (weight_ref, out_ref) = _split(refs, plan)
+    pixel = _pixel(plan, pl.program_id(0))
+
+    def body(tap: Array, quad: Array, out: Array) -> Array:
+        columns = _Samples(plan, inputs, pixel, tap, quad).columns(weight_ref.dtype)
+        weight = _weight_tile(weight_ref, tap, quad)
+        return out + jnp.dot(columns, weight, preferred_element_type=jnp.float32)
+
+    address, mask = _feature_tile(out_ref, pixel[0], plan)
+    out = _walk(plan, body, jnp.zeros((plan.pixels, weight_ref.shape[3]), jnp.float32))
+    plgpu.store(address, out.astype(out_ref.dtype), mask=mask)
+
+
+def _input_kernel(*refs: Any, plan: Plan) -> None:
+    """Gradients of the input (added to), of the raw offsets and of the flow."""
+    inputs, (weight_ref, dout_ref, _, *outputs) = _split(refs, plan)
+    dx_ref, draw_ref = outputs[:2]
+    pixel = _pixel(plan, pl.program_id(0))
+    address, mask = _feature_tile(dout_ref, pixel[0], plan)
+    dout = plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+    def body(tap: Array, quad: Array, dflow: list) -> list:
+        weight = _weight_tile(weight_ref, tap, quad)
+        dcolumns = jnp.dot(dout, weight.T, preferred_element_type=jnp.float32)
+        dcolumns = dcolumns.reshape(plan.pixels, plan.quad, plan.width)
+        samples = _Samples(plan, inputs, pixel, tap, quad)
+        weights = samples.weights()
+        products = []
+        for corner, weight in enumerate(weights):
+            value = (weight * samples.modulation)[:, :, None] * dcolumns
+            if samples.valid is not None:
+                value = jnp.where(samples.valid[:, None, None], value, 0.0)
+            relaxed_add(dx_ref, samples.index(corner), value)
+            product = jnp.sum(dcolumns * samples.gather(corner), axis=2)
+            products.append(jnp.where(samples.corners[corner][1], product, 0.0))
+        gradients = _raw_gradients(samples, products)
+        for index, gradient in zip(samples.parts, gradients[2:], strict=True):
+            plgpu.store(draw_ref.at[index], gradient.astype(draw_ref.dtype), mask=samples.mask)
+        if plan.magnitude is None:
+            return dflow
+        source = quad * plan.quad // (plan.groups // plan.sources)
+        return [
+            total + jnp.where(source == s, jnp.sum(gradient, axis=1), 0.0)
+            for s in range(plan.sources)
+            for total, gradient in zip(dflow[2 * s : 2 * s + 2], gradients[:2], strict=True)
+        ]
+
+    zeros = jnp.zeros((plan.pixels,), jnp.float32)
+    dflow = _walk(plan, body, [zeros] * (0 if plan.magnitude is None else 2 * plan.sources))
+    inside = pixel[0] < plan.total if plan.total % plan.pixels else None
+    for i, total in enumerate(dflow):  # (dy, dx) of each source; flow is (x, y).
+        plgpu.store(outputs[2].at[pixel[0], i // 2, 1 - i % 2], total, mask=inside)
+
+
+def _raw_gradients(samples: _Samples, products: list[Array]) -> list[Array]:
+    """Gradients of offset y, x (before `raw`), then of the three parts of `raw`."""
+    top_left, top_right, bottom_left, bottom_right = products
+    down, across, modulation = samples.down, samples.across, samples.modulation
+    left, right = bottom_left - top_left, bottom_right - top_right
+    top, bottom = top_right - top_left, bottom_right - bottom_left
+    dy = modulation * (left + across * (right - left))
+    dx = modulation * (top + down * (bottom - top))
+    upper, lower = top_left + across * top, bottom_left + across * bottom
+    dmodulation = upper + down * (lower - upper)
+    if samples.plan.magnitude is None:
+        return [dy, dx, dy, dx, dmodulation]
+    slopes = [samples.plan.magnitude * (1 - t * t) for t in samples.tanh]
+    dmodulation *= modulation * (1 - modulation)
+    return [dy, dx, dy * slopes[0], dx * slopes[1], dmodulation]
+
+
+def _weight_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
+    """Gradient of one tap's filter for one quad, over `chunk` tiles of pixels."""
+    inputs, (dout_ref, dweight_ref) = _split(refs, plan)
+    # Programs that share pixels are neighbours, so that they share the cache.
+    part, step = lax.div(pl.program_id(0), TAPS * plan.quads), lax.rem(
+        pl.program_id(0), TAPS * plan.quads
+    )
+    tap, quad = lax.div(step, plan.quads), lax.rem(step, plan.quads)
+    _, _, _, rows, columns = dweight_ref.shape
+
+    def body(i: Array, total: Array) -> Array:
+        pixel = _pixel(plan, part * chunk + i)
+        address, mask = _feature_tile(dout_ref, pixel[0], plan)
+        dout = plgpu.load(address, mask=mask, other=None if mask is None else 0)
+        samples = _Samples(plan, inputs, pixel, tap, quad).columns(dout.dtype)
+        return total + jnp.dot(samples.T, dout, preferred_element_type=jnp.float32)
+
+    total = lax.fori_loop(0, chunk, body, jnp.zeros((rows, columns), jnp.float32))
+    row, column = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
+    plgpu.store(dweight_ref.at[part, tap, quad, row[:, None], column[None, :]], total)
+
+
+def _call(kernel: Any, plan: Plan, grid: int, shape: Any, arrays: list, **options: Any) -> Any:
+    aliases = options.pop("aliases", {})
+    return pl.pallas_call(
+        functools.partial(kernel, plan=plan, **options),
+        grid=(grid,),
+        out_shape=shape,
+        input_output_aliases=aliases,
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=plan.interpret,
+        name="deform" + kernel.__name__,
+    )(*[a for a in arrays if a is not None])
+
+
+def _pad_last(x: Array, width: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def _group_major(x: Float[Array, "n h w c"], plan: Plan) -> Float[Array, "rows width"]:
+    """The input as the kernels read it."""
+    x = _pad_last(x.reshape(*plan.size, plan.groups, plan.channels), plan.width)
+    return x.transpose(0, 3, 1, 2, 4).reshape(-1, plan.width)
+
+
+def _pack_weight(weight: Float[Array, "9 c f"], plan: Plan) -> Float[Array, "9 quads rows columns"]:
+    """The filter as the kernels read it."""
+    weight = _pad_last(weight, max(16, pl.next_power_of_2(plan.features)))
+    weight = weight.reshape(TAPS, plan.groups, plan.channels, -1)
+    weight = jnp.pad(weight, [(0, 0), (0, 0), (0, plan.width - plan.channels), (0, 0)])
+    return weight.reshape(TAPS, plan.quads, plan.quad * plan.width, -1)
+
+
+def forward(
+    plan: Plan,
+    x: Float[Array, "n h w c"],
+    raw: Float[Array, "n h w 9 3 g"],
+    flow: Float[Array, "n h w s 2"] | None,
+    weight: Float[Array, "9 c f"],
+) -> Float[Array, "n h w f"]:
+    """Deformable convolution without bias; `raw` is (y, x, modulation) of each tap and group."""
+    inputs = _inputs(plan, x, raw, flow)
+    weight = _pack_weight(weight.astype(x.dtype), plan)
+    shape = jax.ShapeDtypeStruct((plan.total, plan.features), x.dtype)
+    out = _call(_forward_kernel, plan, plan.tiles, shape, [*inputs, weight])
+    return out.reshape(*plan.size, plan.features)
+
+
+def _inputs(plan: Plan, x: Array, raw: Array, flow: Array | None) -> list[Array | None]:
+    raw = raw.reshape(plan.total, TAPS, 3, plan.groups)
+    flow = None if flow is None else flow.reshape(plan.total, plan.sources, 2)
+    return [_group_major(x, plan), raw, flow]
+
+
+def backward(
+    plan: Plan,
+    x: Float[Array, "n h w c"],
+    raw: Float[Array, "n h w 9 3 g"],
+    flow: Float[Array, "n h w s 2"] | None,
+    weight: Float[Array, "9 c f"],
+    dout: Float[Array, "n h w f"],
+) -> tuple[Array, Array, Array | None, Array]:
+    """Gradients of `forward` with respect to x, raw, flow and weight."""
+    inputs = _inputs(plan, x, raw, flow)
+    dout = dout.reshape(plan.total, plan.features)
+    shapes = [
+        jax.ShapeDtypeStruct(inputs[0].shape, jnp.float32),
+        jax.ShapeDtypeStruct(inputs[1].shape, raw.dtype),
+    ]
+    if flow is not None:
+        shapes.append(jax.ShapeDtypeStruct(inputs[2].shape, jnp.float32))
+    zeros = jnp.zeros(shapes[0].shape, jnp.float32)
+    arrays = [*inputs, _pack_weight(weight.astype(x.dtype), plan), dout, zeros]
+    position = sum(a is not None for a in arrays) - 1
+    dx, draw, *dflow = _call(
+        _input_kernel, plan, plan.tiles, shapes, arrays, aliases={position: 0}
+    )
+    n, h, w = plan.size
+    dx = dx.reshape(n, plan.groups, h, w, plan.width)[..., : plan.channels]
+    dx = dx.transpose(0, 2, 3, 1, 4).reshape(x.shape).astype(x.dtype)
+    dflow = dflow[0].reshape(flow.shape).astype(flow.dtype) if dflow else None
+    return dx, draw.reshape(raw.shape), dflow, _weight_gradient(plan, inputs, weight, dout)
+
+
+def _weight_gradient(plan: Plan, inputs: list, weight: Array, dout: Array) -> Array:
+    parts = next(d for d in range(min(WEIGHT_PARTS, plan.tiles), 0, -1) if plan.tiles % d == 0)
+    columns = max(16, pl.next_power_of_2(plan.features))
+    shape = (parts, TAPS, plan.quads, plan.quad * plan.width, columns)
+    dweight = _call(
+        _weight_kernel,
+        plan,
+        parts * TAPS * plan.quads,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        [*inputs, dout],
+        chunk=plan.tiles // parts,
+    )
+    dweight = jnp.sum(dweight, axis=0).reshape(TAPS, plan.groups, plan.width, columns)
+    dweight = dweight[:, :, : plan.channels, : plan.features].reshape(weight.shape)
+    return dweight.astype(weight.dtype)

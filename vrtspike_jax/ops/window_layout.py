@@ -1,0 +1,105 @@
+"""Where the tokens of attention windows lie in memory, as arithmetic that kernels can do."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+Size3 = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedWindows:
+    """Windows stored one after another, as `partition` makes them.
+
+    Attributes:
+        windows: Number of windows.
+        tokens: Tokens of a window.
+    """
+
+    windows: int
+    tokens: int
+
+    def query_rows(self, window: Any, token: Any) -> Any:
+        """Flat rows, in an array (rows, channels), of a window's queries."""
+        return window * self.tokens + token
+
+    key_rows = query_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameWindows:
+    """Windows of a feature map (B, T, H, W, C) after a cyclic shift, read where they lie.
+
+    Attributes:
+        batch: B.
+        size: T, H, W; multiples of `window`.
+        window: Window size along T, H, W.
+        shift: Cyclic shift along T, H, W (the map is rolled by minus this).
+        mutual: Each half of a window's frames queries the other half, as a window of its own.
+            The half that holds the keys receives the result.
+    """
+
+    batch: int
+    size: Size3
+    window: Size3
+    shift: Size3
+    mutual: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window."""
+        t, h, w = self.window
+        return t * h * w // (2 if self.mutual else 1)
+
+    @property
+    def windows(self) -> int:
+        """Number of windows, over the whole batch."""
+        t, h, w = self.size
+        return self.batch * t * h * w // self.tokens
+
+    def _coordinates(self, window: Any, token: Any) -> tuple[Any, list[Any]]:
+        """Image, and coordinates in the rolled map."""
+        counts = [s // w for s, w in zip(self.size, self.window, strict=True)]
+        if self.mutual:
+            token = token + lax.rem(window, 2) * self.tokens
+            window = lax.div(window, 2)
+        coordinates = []
+        for count, extent in zip(counts[::-1], self.window[::-1], strict=True):
+            inner = lax.rem(token, extent)
+            coordinates.insert(0, lax.rem(window, count) * extent + inner)
+            window, token = lax.div(window, count), lax.div(token, extent)
+        return window, coordinates
+
+    def _rows(self, window: Any, token: Any) -> Any:
+        image, coordinates = self._coordinates(window, token)
+        row = image
+        for position, size, shift in zip(coordinates, self.size, self.shift, strict=True):
+            position = position + shift
+            row = row * size + jnp.where(position >= size, position - size, position)
+        return row
+
+    def key_rows(self, window: Any, token: Any) -> Any:
+        """Flat rows, in an array (B * T * H * W, channels), of a window's keys and results."""
+        return self._rows(window, token)
+
+    def query_rows(self, window: Any, token: Any) -> Any:
+        """Flat rows of a window's queries."""
+        if self.mutual:
+            window = window + 1 - 2 * lax.rem(window, 2)
+        return self._rows(window, token)
+
+    def regions(self, window: Any, token: Any) -> Any:
+        """Numbers the parts of the map that the shift brings together (VRT's `compute_mask`)."""
+        if self.mutual:  # Published behaviour: the first half's regions serve both.
+            window = window - lax.rem(window, 2)
+        _, coordinates = self._coordinates(window, token)
+        region = jnp.zeros_like(token)
+        axes = zip(coordinates, self.size, self.window, self.shift, strict=True)
+        for position, size, extent, shift in axes:
+            if shift:
+                late = (position >= size - extent).astype(jnp.int32)
+                last = (position >= size - shift).astype(jnp.int32)
+                region = region * 3 + late + last
+        return region
