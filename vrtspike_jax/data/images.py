@@ -33,13 +33,13 @@ Size = tuple[int, int]
 Span = tuple[int, int]
 
 
-def header_size(file: io.BufferedIOBase | str, name: str, max_pixels: int) -> Size:
+def header_size(file: io.BufferedIOBase | str, name: str, max_pixels: int | None = None) -> Size:
     """The size (height, width) that an image's header states. Nothing is decoded.
 
     Args:
       file: a path, or an open file.
       name: what to call it in messages.
-      max_pixels: largest height x width that is accepted.
+      max_pixels: largest height x width that is accepted; None accepts any.
 
     Raises:
       DataError: missing, empty, not a PNG, JPEG or BMP, or larger than `max_pixels`.
@@ -56,7 +56,7 @@ def header_size(file: io.BufferedIOBase | str, name: str, max_pixels: int) -> Si
         raise DataError(
             f"{name}: not a readable PNG, JPEG or BMP image ({type(error).__name__}: {error})"
         ) from None
-    if height * width > max_pixels:
+    if max_pixels is not None and height * width > max_pixels:
         raise DataError(
             f"{name}: found an image of {height} x {width} pixels, wanted at most "
             f"config.data.max_image_pixels={max_pixels}"
@@ -103,7 +103,7 @@ def decode(
     Raises:
       DataError: not an image, a damaged one, or of another size.
     """
-    found = header_size(io.BytesIO(data), name, max(1, size[0] * size[1]))
+    found = header_size(io.BytesIO(data), name)
     if found != size:
         raise DataError(
             f"{name}: found {found[0]} x {found[1]} pixels, wanted {size[0]} x {size[1]}"
