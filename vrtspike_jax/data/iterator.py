@@ -49,6 +49,7 @@ class TrainIterator(grain.DatasetIterator):
         shard_count: int = 1,
     ):
         super().__init__()
+        self._batches: grain.DatasetIterator | None = None
         if not 0 <= shard_index < shard_count or batch_size % shard_count:
             raise ValueError(
                 f"found shard {shard_index} of {shard_count} and config.data.batch_size="
@@ -66,7 +67,6 @@ class TrainIterator(grain.DatasetIterator):
         self._next_clip = 0
         self._replaced = 0
         self._bad_clips: set[int] = set()
-        self._batches: grain.DatasetIterator | None = None
 
     @property
     def bad_clips(self) -> dict[int, str]:
@@ -114,10 +114,15 @@ class TrainIterator(grain.DatasetIterator):
                     "(the data set, the split, the clip length or config.seed is not the one of "
                     "the checkpoint)"
                 )
+        try:
+            next_clip, replaced = int(state["next_clip"]), int(state["replaced"])
+            bad_clips = {int(i) for i in state["bad_clips"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"data position to restore: found a broken one: {error!r}") from None
+        if next_clip < 0 or any(not 0 <= i < len(self.source) for i in bad_clips):
+            raise DataError(f"data position to restore: found {next_clip}, {sorted(bad_clips)}")
         self._close_batches()
-        self._next_clip = int(state["next_clip"])
-        self._replaced = int(state["replaced"])
-        self._bad_clips = {int(i) for i in state["bad_clips"]}
+        self._next_clip, self._replaced, self._bad_clips = next_clip, replaced, bad_clips
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
         """Restores from a checkpoint, whatever number of processes it was saved by."""

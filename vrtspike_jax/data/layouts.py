@@ -192,16 +192,16 @@ def _match(
     sharp = _same_names(blur, sharp, "ground truth", extra=bool(folders.steps))
     spikes = _dat_files(root, folders.spikes)
     exposures: tuple[Exposure, ...] | None = None
-    if len(spikes) == 1 and (len(blur) > 1 or log or folders.steps):
+    if len(spikes) == 1 and (len(blur) > 1 or log is not None or folders.steps):
         exposures = _exposures(split, folders, blur, spikes, options, log)
     else:
-        if log:
+        if log is not None:
             raise DataError(
                 f"{spikes.folder}: found one .dat a frame, which is an exposure each; wanted one "
                 ".dat for the sequence, or an empty config.data.alignment_log"
             )
         spikes = _same_names(blur, spikes, "spikes", extra=False)
-    gapless = bool(exposures and options.steps and not log and not folders.steps)
+    gapless = bool(exposures and options.steps and log is None and not folders.steps)
     camera = _camera(root, pathlib.Path(spikes.folder))
     return SequenceFiles(folders.name, blur, sharp, spikes, exposures, gapless, camera)
 
@@ -275,7 +275,7 @@ def _exposures(
 ) -> tuple[Exposure, ...]:
     """Where the exposure of each frame lies in the sequence's single `.dat`."""
     number = x4k_number if folders.steps else frame_number
-    if log:
+    if log is not None:
         return tuple(log.exposure(folders.name, number(n), split) for n in blur.names)
     if folders.steps:
         first = (number(n) - folders.steps // 2 for n in blur.names)
