@@ -270,13 +270,8 @@ def compiled_memory(compiled) -> dict[str, int]:
     return found
 
 
-def save(result: Result, path: Path) -> None:
-    """Writes a result as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-
-
 def load(path: Path) -> dict[str, Any]:
-    """Reads a result written by `save`.
+    """Reads a result that `vrtspike bench --json` wrote.
 
     Raises:
       ValueError: if the file is missing or is no such result.

@@ -2,7 +2,7 @@
 
 import typer
 
-from vrtspike_jax.cli import bench
+from vrtspike_jax.cli import bench, deblur
 
 app = typer.Typer(
     name="vrtspike",
@@ -18,6 +18,7 @@ def _root() -> None:
     """Spike-guided video deblurring: restore, score, look, measure."""
 
 
+app.command("deblur", epilog=deblur.EXAMPLES)(deblur.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)
 
 

@@ -1,5 +1,6 @@
 """`vrtspike bench`: time, memory and arithmetic of a config, and the ratio of two runs."""
 
+import dataclasses
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vrtspike_jax.cli import console
 from vrtspike_jax.cli.errors import reports_errors
 
 EXAMPLES = """Examples:
@@ -42,7 +44,9 @@ def command(
     breakdown: Annotated[
         bool, typer.Option("--breakdown", help="Share of each stage and operation.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here; - for stdout.")
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two --json files: print their ratios.")
     ] = None,
@@ -53,15 +57,14 @@ def command(
         return
     if not config:
         raise ValueError("--config is missing: wanted a config file (or --compare A.json B.json)")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"--json {json_file}: its folder does not exist")
+    console.check_writable(json_file, "--json")
     from vrtspike_jax import benchmark
     from vrtspike_jax.cli.configs import load_config
     from vrtspike_jax.training.config import check_config
 
     loaded = load_config(config, set_)
     check_config(loaded)
-    height, width = parse_size(size, loaded.data.crop_size)
+    height, width = console.parse_size(size or str(loaded.data.crop_size))
     build = benchmark.train_workload if mode is Mode.train else benchmark.infer_workload
     workload = build(
         loaded,
@@ -72,18 +75,7 @@ def command(
     )
     result = benchmark.run(workload, config, seconds, breakdown=breakdown)
     _print_result(result)
-    if json_file is not None:
-        benchmark.save(result, json_file)
-
-
-def parse_size(text: str, default: int) -> tuple[int, int]:
-    """'720x1280' or '256' -> (height, width)."""
-    if not text:
-        return int(default), int(default)
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"size {text!r}: wanted HEIGHTxWIDTH or one number")
-    return int(parts[0]), int(parts[-1])
+    console.write_json(json_file, dataclasses.asdict(result))
 
 
 def _print_result(result) -> None:

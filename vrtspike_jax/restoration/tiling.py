@@ -49,6 +49,12 @@ class Axis:
     spike_tile: int
     spike_starts: tuple[int, ...] | None
 
+    @property
+    def overlap(self) -> int | None:
+        """Fewest pixels that two neighbouring tiles share; None for a single tile."""
+        neighbours = zip(self.starts, self.starts[1:], strict=False)
+        return min((left + self.tile - right for left, right in neighbours), default=None)
+
     def weights(self, index: int) -> Float32[np.ndarray, "tile"]:
         """Raised-cosine weights of tile `index`: flat at the image's border, falling in overlaps.
 
@@ -159,7 +165,17 @@ class Grid:
         return frames[:, picks[0]][:, :, picks[1]]
 
     def cut_voxels(self, voxels: Num[np.ndarray, "T Hs Ws K"], tile: tuple[int, int]) -> np.ndarray:
-        """The same field of view from the voxel grid (float32 if it has to be resampled)."""
+        """The same field of view from the voxel grid.
+
+        Raises:
+          ValueError: the grid is resampled, and the voxels are still counts. Interpolation comes
+            after the logarithm: hand in what `normalize_counts` returns.
+        """
+        if self.resampled and not np.issubdtype(voxels.dtype, np.floating):
+            raise ValueError(
+                f"found voxels of type {voxels.dtype} with spikes that have to be resampled; "
+                "wanted normalised voxels, float32"
+            )
         for position, (axis, i) in enumerate(zip((self.rows, self.cols), tile, strict=True), 1):
             if axis.spike_starts is not None:
                 spike_padded = axis.padded * axis.spike_size // axis.size

@@ -1,0 +1,107 @@
+"""What commands share when they talk: progress bars, JSON results, compiled programs kept."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def check_writable(path: Path | None, what: str) -> None:
+    """Raises ValueError if a result file could not be written later on ("-" is stdout)."""
+    if path is not None and str(path) != "-":
+        if path.is_dir():
+            raise ValueError(f"{what} {path}: is a folder, wanted a file")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{what} {path}: its folder does not exist")
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Writes a result to a file, or to standard output for "-"."""
+    text = json.dumps(value, indent=2) + "\n"
+    if path is None:
+        return
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    from vrtspike_jax.restoration.sinks import write_atomically
+
+    write_atomically(path, text.encode())
+
+
+def say(message: str) -> None:
+    """A line of information, on standard error so that standard output stays for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; yields a function (finished, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda finished, total: bar.update(task, completed=finished, total=total)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    In a folder of the user's own: whoever can write there could run code.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "vrtspike-jax" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return  # a home that cannot be written only costs time
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'720x1280' -> (720, 1280), '256' -> (256, 256)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"size {text!r}: wanted HEIGHTxWIDTH or one number")
+    return int(parts[0]), int(parts[-1])
+
+
+CHECKPOINT = typer.Option(
+    envvar="VRTSPIKE_CHECKPOINT",
+    help="Training workdir, its checkpoints folder, or one checkpoint in it.",
+)
+
+
+def require_checkpoint(checkpoint: Path | None) -> Path:
+    """Raises ValueError without a checkpoint: a model without weights restores nothing."""
+    if checkpoint is None:
+        raise ValueError(
+            "--checkpoint is missing: wanted a training workdir or a checkpoint "
+            "(or set VRTSPIKE_CHECKPOINT)"
+        )
+    return checkpoint
