@@ -91,7 +91,7 @@ rows = st.lists(st.lists(cells, min_size=1, max_size=7).map(",".join), max_size=
 
 
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=rows, header=st.sampled_from([",".join(COLUMNS), ",".join(COLUMNS), "x"]))
 def test_any_text_gives_exposures_or_a_data_error(tmp_path, rows, header):

@@ -18,6 +18,14 @@ SIZE = (30, 44)
 PICTURE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stop_early():
+    """Takes the way of large pictures for the small ones here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_WORTH_STOPPING", 0)
+        yield
+
+
 def encode(image, **options):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, **{"format": "PNG"} | options)
@@ -63,6 +71,14 @@ def test_a_window_is_the_window_of_the_whole_image(kind):
 @pytest.mark.parametrize("kind", ["png", "16-bit png", "interlaced png", "bmp", "png with alpha"])
 def test_lossless_files_come_back_as_they_were(kind):
     np.testing.assert_array_equal(images.decode(FILES[kind], SIZE, "file"), PICTURE)
+
+
+def test_nothing_below_the_window_is_decoded(monkeypatch):
+    monkeypatch.setattr(images, "_whole", None)
+    damaged = bytearray(FILES["png"])
+    damaged[-40] ^= 0xFF
+    window = images.decode(bytes(damaged), SIZE, "file", (0, 8), (3, 40))
+    np.testing.assert_array_equal(window, PICTURE[:8, 3:40])
 
 
 def test_grey_becomes_three_equal_channels():
