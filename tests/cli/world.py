@@ -129,3 +129,17 @@ def read_images(folder: Path, suffix: str = ".png") -> np.ndarray:
     files = sorted(folder.glob(f"*{suffix}"))
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
     return np.stack([cv2.imread(str(file), flags)[..., ::-1] for file in files])
+
+
+def write_dataset(root: Path, split: str = "test", sequences=("a", "b"), count: int = 4):
+    """A data set in the plain layout, frames of 64 x 80; returns {sequence: (blur, sharp)}."""
+    content = {}
+    for number, name in enumerate(sequences):
+        sharp = make_frames(count + number, (64, 80), seed=number)
+        blur = np.stack([cv2.blur(frame, (5, 5)) for frame in sharp])
+        folder = root / split / name
+        write_images(folder / "sharp", sharp)
+        write_images(folder / "blur", blur)
+        write_spikes(folder / "spike", make_spikes(sharp, (32, 40)))
+        content[name] = (blur, sharp)
+    return content

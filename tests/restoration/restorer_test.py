@@ -111,12 +111,11 @@ def test_a_stream_reads_ahead_a_clip_at_most_and_each_frame_once():
     restorer = make(identity)
     plan = restorer.plan((64, 64), (32, 32), clip=4, clip_overlap=2)
 
-    def read_frame(index):
+    def read_one(index):
         read.append(index)
-        return frames[index]
+        return frames[index], np.zeros((32, 32, 4), np.uint8)
 
-    counts = np.zeros((32, 32, 4), np.uint8)
-    for index, _ in restorer.stream(plan, 40, read_frame, lambda i: counts, readers=1):
+    for index, _ in restorer.stream(plan, 40, read_one, readers=1):
         written.append(index)
         assert max(read) - index <= 2 * plan.clip_length
     assert read == list(range(40)) and written == list(range(40))
@@ -129,10 +128,10 @@ def test_an_error_while_reading_comes_out_and_stops_the_stream():
     def broken(index):
         if index == 3:
             raise ValueError("frame 3 is broken")
-        return np.zeros((64, 64, 3), np.uint8)
+        return np.zeros((64, 64, 3), np.uint8), np.zeros((32, 32, 4), np.uint8)
 
     with pytest.raises(ValueError, match="frame 3 is broken"):
-        list(restorer.stream(plan, 30, broken, lambda i: np.zeros((32, 32, 4), np.uint8)))
+        list(restorer.stream(plan, 30, broken))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import typer
 
-from vrtspike_jax.cli import bench, deblur
+from vrtspike_jax.cli import bench, deblur, evaluate
 
 app = typer.Typer(
     name="vrtspike",
@@ -19,6 +19,7 @@ def _root() -> None:
 
 
 app.command("deblur", epilog=deblur.EXAMPLES)(deblur.command)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)
 
 

@@ -127,15 +127,10 @@ def _cutting(steps: int, start: int, log: Path | None, rate: float, sequence: st
 def _load(checkpoint: Path):
     """The restorer and the ratio of spike pixels to frame pixels that it was trained with."""
     console.keep_compiled_programs()
-    from vrtspike_jax.restoration import restorer
-    from vrtspike_jax.training.checkpoint_files import locate
-    from vrtspike_jax.training.checkpoints import load_for_inference
+    from vrtspike_jax.restoration.restorer import load_with_config
 
-    found = locate(checkpoint)
-    model, params, config = load_for_inference(found)
-    name = str(found.absolute())
-    loaded = restorer.from_model(model, params, config, name=name)
-    return loaded, tuple(config.data.spike_scale)
+    restorer, config = load_with_config(checkpoint)
+    return restorer, tuple(config.data.spike_scale)
 
 
 def _open_exposures(source, spikes: Path, frames, size: str, head_columns: int, cutting, scale):

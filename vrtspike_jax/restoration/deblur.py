@@ -93,6 +93,10 @@ def run(
     count = len(frames) if count is None else count
     if not 1 <= count <= len(frames):
         raise ValueError(f"{frames.path}: holds {len(frames)} frames, asked for {count}")
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        return frames.read(index), exposures.counts(index, restorer.voxels.bins)
+
     writer = _to_video if output.is_video else _to_folder
     with writer(restorer, frames, exposures, output, tiling, count) as (plan, sink):
         planned = time.perf_counter()
@@ -101,14 +105,7 @@ def run(
         progress(skipped, count)
         finished = skipped
         with background(sink.write, sink.workers, 2 * plan.clip_length) as write:
-            stream = restorer.stream(
-                plan,
-                count,
-                frames.read,
-                lambda index: exposures.counts(index, restorer.voxels.bins),
-                sink.done,
-                frames.readers,
-            )
+            stream = restorer.stream(plan, count, read, sink.done, frames.readers)
             for index, frame in stream:
                 write(index, frame)
                 finished += 1

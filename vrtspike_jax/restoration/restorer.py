@@ -173,8 +173,7 @@ class Restorer:
         self,
         plan: Plan,
         num_frames: int,
-        read_frame: Callable[[int], np.ndarray],
-        read_counts: Callable[[int], np.ndarray],
+        read: Callable[[int], tuple[np.ndarray, np.ndarray]],
         done: Callable[[int], bool] = lambda index: False,
         readers: int = 2,
     ) -> Iterator[tuple[int, Float32[np.ndarray, "H W 3"]]]:
@@ -183,8 +182,8 @@ class Restorer:
         Args:
           plan: from `plan`, for the sizes of this sequence.
           num_frames: its length.
-          read_frame: index -> frame [H,W,3] of the planned type.
-          read_counts: index -> spike counts uint8 [Hs,Ws,K] of that frame's exposure.
+          read: index -> frame [H,W,3] of the planned type, and spike counts uint8 [Hs,Ws,K] of its
+            exposure. Called once for each frame that is needed, from threads.
           done: whether a frame is there already; clips that would add nothing are left out.
           readers: threads that read ahead. With 1 the frames are read in ascending order.
 
@@ -194,7 +193,7 @@ class Restorer:
         clips = plan_clips(num_frames, plan.clip_length, plan.clip_overlap)
         clips = [clip for clip in clips if not all(done(index) for index in clip.frames)]
         with concurrent.futures.ThreadPoolExecutor(readers) as pool:
-            ahead = _ReadAhead(pool, clips, plan.group, lambda i: (read_frame(i), read_counts(i)))
+            ahead = _ReadAhead(pool, clips, plan.group, read)
 
             def restore(group: list[Clip]) -> list[np.ndarray]:
                 inputs = [self._stack(plan.grid, ahead.take(clip)) for clip in group]
@@ -248,8 +247,7 @@ class Restorer:
         settings |= {"clip": clip, "clip_overlap": clip_overlap}
         plan = self.plan(frames.shape[1:3], counts[0].shape[:2], frames.dtype, **settings)
         restored = np.empty_like(frames)
-        stream = self.stream(plan, len(frames), frames.__getitem__, counts.__getitem__)
-        for index, frame in stream:
+        for index, frame in self.stream(plan, len(frames), lambda i: (frames[i], counts[i])):
             restored[index] = from_unit(frame, frames.dtype)
         return restored
 
@@ -324,12 +322,18 @@ def load(checkpoint: str | os.PathLike, *, devices: Sequence[jax.Device] | None 
     Raises:
       ValueError: there is no checkpoint, or it is damaged; names the file.
     """
+    return load_with_config(checkpoint, devices=devices)[0]
+
+
+def load_with_config(checkpoint: str | os.PathLike, *, devices=None) -> tuple[Restorer, Any]:
+    """As `load`, with the whole config that the model was trained with."""
     from vrtspike_jax.training.checkpoint_files import locate
     from vrtspike_jax.training.checkpoints import load_for_inference
 
     found = locate(checkpoint)
     model, params, config = load_for_inference(found)
-    return from_model(model, params, config, devices=devices, name=str(found.absolute()))
+    restorer = from_model(model, params, config, devices=devices, name=str(found.absolute()))
+    return restorer, config
 
 
 def from_model(model, params: Any, config, *, devices=None, name: str = "") -> Restorer:
