@@ -74,3 +74,22 @@ def test_a_useless_config_raises_and_names_itself(tmp_path, text):
 def test_a_missing_config_raises(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read_camera_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nspike_h: *a\nspike_w: 4\n",
+        "a: &a {x: 1}\nspike_h: 3\nspike_w: 4\n<<: *a\n",
+        "spike_h: " + "[" * 3000,
+        "spike_h: !!timestamp x\nspike_w: 4\n",
+        "spike_h: 2001-99-99\nspike_w: 4\n",
+        "spike_h: !!bool x\nspike_w: 4\n",
+        "spike_h: 3\nspike_w: 4\n#" + "x" * 2**16,
+    ],
+    ids=["alias", "merge", "deep", "timestamp", "date", "bool", "long"],
+)
+def test_yaml_that_can_fill_memory_or_break_the_parser_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CameraConfigError, match=r"config\.yaml"):
+        read_camera_config(tmp_path)

@@ -12,6 +12,8 @@ import yaml
 PathLike = str | os.PathLike[str]
 CONFIG_NAME = "config.yaml"
 MAX_SIDE = 16384
+MAX_BYTES = 2**16
+MAX_DEPTH = 16
 
 
 class CameraConfigError(ValueError):
@@ -47,13 +49,18 @@ def read_camera_config(path: PathLike) -> CameraConfig:
     path = pathlib.Path(path)
     path = path / CONFIG_NAME if path.is_dir() else path
     try:
-        # safe_load: a data set must not be able to run code.
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise CameraConfigError(f"{path}: found {size} bytes, wanted at most {MAX_BYTES}")
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except CameraConfigError:
+        raise
     except FileNotFoundError:
         raise CameraConfigError(
             f"{path}: no such file; wanted a YAML file with spike_h and spike_w"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except Exception as error:
+        # PyYAML raises many kinds: for `!!bool x` KeyError, for the date 2001-99-99 ValueError, ...
         raise CameraConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
         raise CameraConfigError(
@@ -63,7 +70,7 @@ def read_camera_config(path: PathLike) -> CameraConfig:
         height=_size(values, "spike_h", 1, path),
         width=_size(values, "spike_w", 1, path),
         head_columns=_size(values, "head_columns", 0, path, default=0),
-        name=str(values.get("filename") or ""),
+        name=_name(values.get("filename")),
     )
 
 
@@ -82,7 +89,7 @@ def find_camera_config(path: PathLike) -> CameraConfig | None:
     folders = [path, *path.parents] if path.is_dir() else list(path.parents)
     for folder in folders[:4]:
         candidate = folder / CONFIG_NAME
-        if candidate.is_file() and "spike_h" in candidate.read_text(errors="replace"):
+        if candidate.is_file() and b"spike_h" in _head(candidate):
             return read_camera_config(candidate)
     return None
 
@@ -109,13 +116,43 @@ def write_camera_config(path: PathLike, config: CameraConfig) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+class _Loader(yaml.SafeLoader):
+    """Knows plain values only: no code, no deep nesting, and no aliases, whose few lines can name
+    more elements than any memory holds."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent) or self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(
+                None,
+                None,
+                f"wanted no aliases (*) and at most {MAX_DEPTH} levels",
+                self.peek_event().start_mark,
+            )
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def _head(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES)
+
+
+def _name(value: object) -> str:
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
 def _size(
     values: dict, key: str, least: int, path: pathlib.Path, default: int | None = None
 ) -> int:
     value = values.get(key, default)
     # bool is an int in Python, and `spike_h: yes` is True in YAML.
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_SIDE:
-        found = "nothing" if value is None else repr(value)
+        found = "nothing" if value is None else f"{value!r:.80}"
         raise CameraConfigError(
             f"{path}: found {found} for {key}, wanted a whole number of {least} to {MAX_SIDE}"
         )
