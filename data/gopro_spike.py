@@ -20,7 +20,7 @@ class GoproSpike(SpikeDatasetBuilder):
         SpikeBuilderConfig(name="tiled", description="Images as lossless PNG tiles."),
         SpikeBuilderConfig(name="whole", description="Image files as published.", tile=0),
         SpikeBuilderConfig(
-            name="gamma",
+            name="tiled_blur_gamma",
             description="Blurred frames with gamma correction, as lossless PNG tiles.",
             blur_folder="blur_gamma",
         ),

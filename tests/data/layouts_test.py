@@ -102,23 +102,6 @@ def test_gopro_layout(plain_set):
     np.testing.assert_array_equal(read_all(gamma, 0)[0][1], frame_image(0, 1, 1))
 
 
-@pytest.fixture
-def x4k(tmp_path, plain_set):
-    """Three exposures of 33 steps, centred on steps 16, 17 and 20 of a recording of 37."""
-    plain_set.root = root = tmp_path / "x4k"
-    spikes = (np.random.default_rng(0).random((37, HEIGHT // 2, WIDTH // 2)) < 0.3).astype("u1")
-    folder = root / "train_spike_2xds/002/occ008.320_f2881"
-    folder.mkdir(parents=True)
-    write_dat(folder / "spike.dat", spikes)
-    for i, name in enumerate(("0004", "0004_000", "0005")):
-        image = f"002/occ008.320_f2881/{name}.png"
-        write_image(root / "train_blurry_33" / image, frame_image(0, i, 0))
-        write_image(root / "train_fullRGB" / image, frame_image(0, i, 1))
-    write_image(root / "train_fullRGB/002/occ008.320_f2881/0000.png", frame_image(0, 9, 1))
-    plain_set.spikes = spikes
-    return plain_set
-
-
 def test_x4k_layout_cuts_exposures_around_the_step_in_the_name(x4k):
     store = open_frames(x4k.config(layout="x4k"), "train")
     assert store.sequence_name(0) == "002/occ008.320_f2881"

@@ -22,20 +22,6 @@ def assert_same_stream(first, second, count):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.fixture
-def gopro(plain_set):
-    """The set in the folders that GoPro + spike was published in."""
-    for split in ("train", "test"):
-        for folder in sorted((plain_set.root / split).iterdir()):
-            spikes = plain_set.root / "GOPRO_Large_spike_seq" / split / folder.name
-            spikes.mkdir(parents=True)
-            (folder / "spike").rename(spikes / "spike")
-            images = plain_set.root / "GOPRO_Large" / split
-            images.mkdir(parents=True, exist_ok=True)
-            folder.rename(images / folder.name)
-    return plain_set
-
-
 @pytest.mark.parametrize("variant", ["tiled", "whole"])
 def test_a_built_set_gives_the_stream_of_the_files(gopro, tmp_path, variant):
     from vrtspike_jax_datasets.gopro_spike import GoproSpike
@@ -59,6 +45,31 @@ def test_a_prepared_set_gives_the_stream_of_the_files(plain_set, tmp_path):
         assert a[0] == b[0]
         for name in a[1]:
             np.testing.assert_array_equal(a[1][name], b[1][name])
+
+
+@pytest.mark.parametrize("kind", ["gopro", "x4k"])
+def test_published_sets_are_built_and_prepared_alike(gopro, x4k, tmp_path, kind):
+    from vrtspike_jax_datasets.gopro_spike import GoproSpike
+    from vrtspike_jax_datasets.x4k_spike import X4kSpike
+
+    published, cls = {"gopro": (gopro, GoproSpike), "x4k": (x4k, X4kSpike)}[kind]
+    fields = {"steps": 33, "splits": ("train", "val")} if kind == "x4k" else {}
+    builder = cls(data_dir=tmp_path / "built", file_format="array_record")
+    download = tfds.download.DownloadConfig(manual_dir=published.root)
+    builder.download_and_prepare(download_config=download)
+    report = prepare(kind, published.root, tmp_path / "prepared", PrepareOptions(**fields))
+    # TFDS finds the prepared set under the name of the builder's variant.
+    assert report.folder.relative_to(tmp_path / "prepared") == pathlib.Path(
+        builder.data_dir
+    ).relative_to(tmp_path / "built")
+    other = cls(data_dir=tmp_path / "prepared", file_format="array_record")
+    for split in builder.info.splits:
+        built, prepared = (b.as_data_source(split=split) for b in (builder, other))
+        assert len(built) == len(prepared) > 0
+        for a, b in zip(built, prepared, strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_reading_and_building_need_no_tensorflow(gopro, tmp_path):

@@ -1,7 +1,7 @@
 """Checking every file of a data set before anything is trained on it.
 
-Sizes come from image headers and from the length of `.dat` files, so the check is quick (some ten
-thousand frames a second on a local disk); the mode "full" also decodes each image.
+Sizes come from image headers and from the length of `.dat` files, so the check is quick (a thousand
+frames a second on a local disk); the mode "full" also decodes each image.
 """
 
 import concurrent.futures
