@@ -2,7 +2,7 @@
 
 import typer
 
-from vrtspike_jax.cli import bench, deblur, evaluate, simulate
+from vrtspike_jax.cli import bench, deblur, evaluate, inspect, simulate
 
 app = typer.Typer(
     name="vrtspike",
@@ -21,6 +21,7 @@ def _root() -> None:
 app.command("deblur", epilog=deblur.EXAMPLES)(deblur.command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.command)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)
 
 

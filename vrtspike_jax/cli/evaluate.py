@@ -111,6 +111,7 @@ def _open(data: Path, split: str, layout: Layout, config, options: dict[str, Any
     """The frames of a split: what training said about voxels and spikes, this folder's files."""
     import ml_collections
 
+    from vrtspike_jax.cli.layouts import guess_layout
     from vrtspike_jax.data.config import default_data_config
     from vrtspike_jax.data.pipeline import open_frames
 
@@ -120,16 +121,10 @@ def _open(data: Path, split: str, layout: Layout, config, options: dict[str, Any
     values.spike_scale = tuple(config.spike_scale)
     prepared = layout is Layout.auto and (data / "dataset_info.json").is_file()
     values.update({"root": str(data), "source": "tfds" if prepared else "plain"})
-    values.layout = _layout(data, split) if layout is Layout.auto else layout.value
+    values.layout = guess_layout(data, split) if layout is Layout.auto else layout.value
     values.update({"clip_length": 1, "crop_size": 0})
     values.update({key: value for key, value in options.items() if value is not None})
     return open_frames(values, split)
-
-
-def _layout(data: Path, split: str) -> str:
-    if (data / "GOPRO_Large").is_dir():
-        return "gopro"
-    return "x4k" if any(data.glob(f"{split}_blurry_*")) else "plain"
 
 
 def _score(store, restorer, out: Path, tiling, pictures: int, lpips, vgg16):
