@@ -1,16 +1,19 @@
 """Differentiable operations that the models share, each with a plain reference."""
 
-from vrtspike_jax.ops.deform_conv import deform_conv2d
+from vrtspike_jax.ops.deform_conv import deform_conv2d, flow_guided_deform_conv, raw_channels
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
-from vrtspike_jax.ops.window_attention import window_attention
+from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
 
 __all__ = [
     "deform_conv2d",
+    "flow_guided_deform_conv",
     "flow_warp",
     "gated_mlp",
+    "raw_channels",
     "resize_align_corners",
     "resize_bilinear",
+    "shifted_window_attention",
     "window_attention",
 ]

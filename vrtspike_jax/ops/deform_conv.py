@@ -1,13 +1,22 @@
 """Modulated deformable 3x3 convolution (DCNv2), as `torchvision.ops.deform_conv2d` defines it.
 
-Written as a sampler that fills the columns of an im2col matrix, followed by one matrix product.
-The sampler is where the time goes, so it is the part that has several implementations.
+The reference is a sampler that fills the columns of an im2col matrix, followed by one matrix
+product; the kernels for GPUs sample and multiply tile by tile.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vrtspike_jax.ops import dispatch
 
 TAPS = 9
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
 
 
 def sample_columns(
@@ -57,6 +66,7 @@ def deform_conv2d(
     mask: Float[Array, "n h w g 9"],
     weight: Float[Array, "3 3 c_in_per_group c_out"],
     bias: Float[Array, " c_out"] | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "n h w c_out"]:
     """Modulated deformable convolution: kernel 3, stride 1, padding 1.
 
@@ -67,6 +77,8 @@ def deform_conv2d(
         mask: Modulation of each tap.
         weight: Filter; taps in row-major order.
         bias: Optional, added to the output.
+        implementation: "auto" is "pallas" on CUDA GPUs and "xla" elsewhere; "interpret" runs the
+            kernels on the CPU, for tests.
 
     Returns:
         Features in x's dtype.
@@ -88,12 +100,160 @@ def deform_conv2d(
             f"deform_conv2d: offset {offset.shape} and mask {mask.shape}, want "
             f"{(n, h, w, deformable, TAPS, 2)} and {(n, h, w, deformable, TAPS)}"
         )
-    columns = sample_columns(x, offset, mask)
-    weight = weight.astype(x.dtype)
-    if groups == 1:
-        out = jnp.einsum("nhwkc,kcd->nhwd", columns, weight.reshape(TAPS, c_in, c_out))
+    raw = jnp.stack([offset[..., 0], offset[..., 1], mask.astype(offset.dtype)], axis=-1)
+    raw = raw.transpose(0, 1, 2, 4, 5, 3)
+    return _convolve(x, raw, None, weight, bias, None, implementation)
+
+
+def flow_guided_deform_conv(
+    x: Float[Array, "n h w c_in"],
+    raw: Float[Array, "n h w 9 3 g"],
+    flow: Float[Array, "n h w s 2"],
+    weight: Float[Array, "3 3 c_in_per_group c_out"],
+    bias: Float[Array, " c_out"] | None,
+    magnitude: float,
+    implementation: str = "auto",
+) -> Float[Array, "n h w c_out"]:
+    """Deformable convolution with offsets magnitude * tanh(raw) + flow, modulated by sigmoid(raw).
+
+    Args:
+        x: Input features; their channels form g deformable groups.
+        raw: For each tap, the row, the column and the modulation, before their activations; any
+            float dtype. `raw_channels` says how this order follows from the published one.
+        flow: Displacements (x, y) in pixels of S sources, each for g / S consecutive groups.
+        weight: As in `deform_conv2d`.
+        bias: As in `deform_conv2d`.
+        magnitude: Bound of the learned part of the offset, in pixels.
+        implementation: As in `deform_conv2d`.
+
+    Returns:
+        Features in x's dtype.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or for an unknown implementation.
+    """
+    groups, sources = raw.shape[-1], flow.shape[-2]
+    if raw.shape != (*x.shape[:3], TAPS, 3, groups) or groups % sources or x.shape[-1] % groups:
+        raise ValueError(
+            f"flow_guided_deform_conv: input {x.shape}, raw {raw.shape}, flow {flow.shape} do not "
+            "fit together"
+        )
+    flow = flow.astype(jnp.float32)
+    return _convolve(x, raw, flow, weight, bias, float(magnitude), implementation)
+
+
+def raw_channels(groups: int) -> Int[np.ndarray, " channels"]:
+    """Published channel (all groups' offsets, then modulation) for each of 9 * 3 * groups here.
+
+    Published: (group, tap, (y, x)), then (group, tap). Here: (tap, (y, x, modulation), group).
+    """
+    group, tap, axis = np.meshgrid(*map(np.arange, (groups, TAPS, 2)), indexing="ij")
+    order = np.zeros((TAPS, 3, groups), np.int32)
+    order[tap, axis, group] = (group * TAPS + tap) * 2 + axis
+    order[tap[..., 0], 2, group[..., 0]] = 2 * groups * TAPS + (group * TAPS + tap)[..., 0]
+    return order.reshape(-1)
+
+
+def _convolve(
+    x: Array,
+    raw: Array,
+    flow: Array | None,
+    weight: Array,
+    bias: Array | None,
+    magnitude: float | None,
+    implementation: str,
+) -> Array:
+    dispatch.check("deform_conv2d", implementation, IMPLEMENTATIONS)
+    kernels = None if implementation == "xla" else dispatch.kernels("pallas_deform")
+    plan = None
+    if kernels is not None:
+        plan = kernels.make_plan(
+            size=x.shape[:3],
+            groups=raw.shape[-1],
+            sources=1 if flow is None else flow.shape[-2],
+            channels=x.shape[-1] // raw.shape[-1],
+            features=weight.shape[-1],
+            magnitude=magnitude,
+            interpret=implementation == "interpret",
+        )
+    if plan is None:
+        out = _reference(x, raw, flow, weight, magnitude)
     else:
-        columns = columns.reshape(n, h, w, TAPS, groups, c_in_per_group)
-        weight = weight.reshape(TAPS, c_in_per_group, groups, c_out // groups)
-        out = jnp.einsum("nhwkgc,kcgd->nhwgd", columns, weight).reshape(n, h, w, c_out)
+        out = _fused(plan, x, raw, flow, weight)
     return out if bias is None else out + bias.astype(x.dtype)
+
+
+def _reference(
+    x: Array, raw: Array, flow: Array | None, weight: Array, magnitude: float | None
+) -> Array:
+    """Samples columns, then multiplies them with the filter."""
+    n, h, w, c_in = x.shape
+    c_in_per_group, c_out = weight.shape[2:]
+    raw = raw.astype(jnp.float32)
+    offset, modulation = jnp.moveaxis(raw[..., :2, :], -1, 3), jnp.swapaxes(raw[..., 2, :], 3, 4)
+    if magnitude is not None:
+        flow = jnp.repeat(flow[..., ::-1], raw.shape[-1] // flow.shape[-2], axis=3)
+        offset = magnitude * jnp.tanh(offset) + flow[..., None, :]
+        modulation = jax.nn.sigmoid(modulation)
+    columns = sample_columns(x, offset, modulation)
+    weight = weight.astype(x.dtype)
+    groups = c_in // c_in_per_group
+    if groups == 1:
+        return jnp.einsum("nhwkc,kcd->nhwd", columns, weight.reshape(TAPS, c_in, c_out))
+    columns = columns.reshape(n, h, w, TAPS, groups, c_in_per_group)
+    weight = weight.reshape(TAPS, c_in_per_group, groups, c_out // groups)
+    return jnp.einsum("nhwkgc,kcgd->nhwgd", columns, weight).reshape(n, h, w, c_out)
+
+
+def _dense(weight: Float[Array, "3 3 c f"], c_in: int) -> Float[Array, "9 c_in f"]:
+    """A filter of several groups as one of a single group, with zeros between them."""
+    c, f = weight.shape[2:]
+    groups = c_in // c
+    weight = weight.reshape(TAPS, c, groups, f // groups)
+    mixed = jnp.einsum("kcgf,gh->kgchf", weight, jnp.eye(groups, dtype=weight.dtype))
+    return mixed.reshape(TAPS, c_in, f)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
+    """Convolution by kernels on CUDA and by the reference elsewhere; the choice falls at lowering.
+
+    The derivative is defined here, around the choice, so that all platforms keep the same arrays:
+    the inputs, and no columns.
+    """
+    return _fused_forward(plan, x, raw, flow, weight)[0]
+
+
+def _run(plan: Any, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
+    return cuda(*args) if plan.interpret else dispatch.on_cuda(cuda, otherwise, *args)
+
+
+def _fused_forward(
+    plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array
+) -> tuple[Array, tuple]:
+    kernels = dispatch.kernels("pallas_deform")
+
+    def cuda(x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
+        return kernels.forward(plan, x, raw, flow, _dense(weight, x.shape[-1]))
+
+    reference = functools.partial(_reference, magnitude=plan.magnitude)
+    saved = (x, raw, flow, weight)
+    return _run(plan, cuda, reference, *saved), saved
+
+
+def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
+    kernels = dispatch.kernels("pallas_deform")
+
+    def cuda(x: Array, raw: Array, flow: Array | None, weight: Array, dout: Array) -> tuple:
+        dense, pull = jax.vjp(lambda weight: _dense(weight, x.shape[-1]), weight)
+        dx, draw, dflow, dweight = kernels.backward(plan, x, raw, flow, dense, dout)
+        return dx, draw, dflow, *pull(dweight)
+
+    def otherwise(x: Array, raw: Array, flow: Array | None, weight: Array, dout: Array) -> tuple:
+        reference = functools.partial(_reference, magnitude=plan.magnitude)
+        return jax.vjp(reference, x, raw, flow, weight)[1](dout)
+
+    return _run(plan, cuda, otherwise, *saved, dout)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)

@@ -47,6 +47,8 @@ class Plan:
         out_column: First channel of the result in its array.
         block: Tokens of a tile.
         group: Windows that a program handles for each tile of the bias.
+        warps: Warps of a program.
+        stages: Depth of the compiler's software pipeline.
         interpret: Run on the CPU, for tests.
     """
 
@@ -58,6 +60,8 @@ class Plan:
     out_column: int = 0
     block: int = 64
     group: int = 1
+    warps: int = 4
+    stages: int = 2
     interpret: bool = False
 
     @property
@@ -86,7 +90,7 @@ def _exp2(x: Array, plan: Plan) -> Array:
 
 
 def _exp(x: Array, shift: Array, plan: Plan) -> Array:
-    """2**(x * log2(e) - shift): one multiply-add, which the compiler would not fuse, and `_exp2`."""
+    """2**(x * log2(e) - shift): a multiply-add that the compiler would not fuse, then `_exp2`."""
     shift = jnp.broadcast_to(shift, x.shape)
     if plan.interpret:
         return jnp.exp2(x * LOG2_E - shift)
@@ -177,7 +181,9 @@ def _inside(rows: _Side, columns: _Side) -> Array | None:
 def _bias_tile(ref: Any, head: Array, rows: _Side, columns: _Side) -> Array | None:
     if ref is None:
         return None
-    return _masked_load(ref.at[head, rows.token[:, None], columns.token[None, :]], _inside(rows, columns))
+    return _masked_load(
+        ref.at[head, rows.token[:, None], columns.token[None, :]], _inside(rows, columns)
+    )
 
 
 def _split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
@@ -369,7 +375,7 @@ def _call(
         grid=grid,
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
         interpret=plan.interpret,
         name=getattr(kernel, "func", kernel).__name__.strip("_"),
     )(*[a for a in arrays if a is not None])
@@ -465,6 +471,59 @@ def backward(
     shape = jax.ShapeDtypeStruct((parts, *bias.shape), jnp.float32)
     dbias = _call(kernel, plan, (tiles, parts), shape, inputs)
     return gradients, jnp.swapaxes(jnp.sum(dbias, axis=0), 1, 2)
+
+
+def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[Array, list]:
+    """`forward` on the arrays that the public operations take.
+
+    Args:
+        plans: One plan for windows: arrays (M, N, heads, d). For feature maps (B, T, H, W, 3C),
+            the plan of self attention and, if there is a second map, that of mutual attention.
+        arrays: Queries, keys, values; or the packed map and the mutual one or None.
+        bias: As in `forward`.
+        regions: As in `forward`.
+
+    Returns:
+        The result, and the log-sum-exp of each plan.
+    """
+    if isinstance(plans[0].layout, PackedWindows):
+        out, lse = forward(plans[0], _rows(arrays), bias, regions)
+        return out.reshape(arrays[0].shape), [lse]
+    maps = _rows([a for a in arrays if a is not None])
+    b, t, h, w, c3 = arrays[0].shape
+    out, lses = None, []
+    if len(plans) == 2:
+        out = lax.empty((maps[0].shape[0], 2 * c3 // 3), maps[0].dtype)
+    for plan, packed, table in zip(plans, maps, (bias, None), strict=False):
+        out, lse = forward(plan, (packed,) * 3, table, None, out)
+        lses.append(lse)
+    return out.reshape(b, t, h, w, -1), lses
+
+
+def run_backward(
+    plans: tuple, arrays: tuple, bias: Any, regions: Any, out: Array, lses: list, dout: Array
+) -> tuple[tuple, Any]:
+    """`backward` on the arrays that the public operations take."""
+    if isinstance(plans[0].layout, PackedWindows):
+        out, dout = _rows([out, dout])
+        gradients, dbias = backward(plans[0], _rows(arrays), bias, regions, (out, lses[0]), dout)
+        return tuple(g.reshape(arrays[0].shape) for g in gradients), dbias
+    maps = _rows([a for a in arrays if a is not None])
+    shape = arrays[0].shape
+    out, dout = (a.reshape(-1, a.shape[-1]) for a in (out, dout))
+    gradients, dbias = [], None
+    for plan, packed, table, lse in zip(plans, maps, (bias, None), lses, strict=False):
+        gradient, dtable = backward(plan, (packed,) * 3, table, None, (out, lse), dout)
+        gradients.append(gradient.reshape(shape))
+        dbias = dtable if dbias is None else dbias
+    return tuple(gradients + [None] * (2 - len(gradients))), dbias
+
+
+def _rows(arrays: Any) -> list[Array]:
+    """Flattens windows (M, N, heads, d) or maps (B, T, H, W, C) to (rows, channels)."""
+    if arrays[0].ndim == 4:
+        return [a.reshape(-1, a.shape[2] * a.shape[3]) for a in arrays]
+    return [a.reshape(-1, a.shape[-1]) for a in arrays]
 
 
 def _divisor(number: int, most: int) -> int:

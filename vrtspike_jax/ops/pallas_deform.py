@@ -42,6 +42,8 @@ class Plan:
             None means that `raw` holds both as they are, and there is no flow.
         quad: Groups that a program samples at once.
         pixels: Output pixels of a tile.
+        warps: Warps of a program.
+        stages: Depth of the compiler's software pipeline.
         interpret: Run on the CPU, for tests.
     """
 
@@ -53,6 +55,8 @@ class Plan:
     magnitude: float | None
     quad: int = 4
     pixels: int = 64
+    warps: int = 4
+    stages: int = 2
     interpret: bool = False
 
     @property
@@ -123,9 +127,7 @@ class _Samples:
         if plan.total % plan.pixels:
             self.valid = flat < plan.total
         group = quad * plan.quad + jnp.arange(plan.quad, dtype=jnp.int32)
-        self.parts = [
-            (flat[:, None], tap, jnp.int32(part), group[None, :]) for part in range(3)
-        ]
+        self.parts = [(flat[:, None], tap, jnp.int32(part), group[None, :]) for part in range(3)]
         self.mask = None
         if self.valid is not None:
             self.mask = jnp.broadcast_to(self.valid[:, None], (plan.pixels, plan.quad))
@@ -309,8 +311,9 @@ def _weight_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
     """Gradient of one tap's filter for one quad, over `chunk` tiles of pixels."""
     inputs, (dout_ref, dweight_ref) = _split(refs, plan)
     # Programs that share pixels are neighbours, so that they share the cache.
-    part, step = lax.div(pl.program_id(0), TAPS * plan.quads), lax.rem(
-        pl.program_id(0), TAPS * plan.quads
+    part, step = (
+        lax.div(pl.program_id(0), TAPS * plan.quads),
+        lax.rem(pl.program_id(0), TAPS * plan.quads),
     )
     tap, quad = lax.div(step, plan.quads), lax.rem(step, plan.quads)
     _, _, _, rows, columns = dweight_ref.shape
@@ -334,7 +337,7 @@ def _call(kernel: Any, plan: Plan, grid: int, shape: Any, arrays: list, **option
         grid=(grid,),
         out_shape=shape,
         input_output_aliases=aliases,
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
         interpret=plan.interpret,
         name="deform" + kernel.__name__,
     )(*[a for a in arrays if a is not None])
@@ -399,9 +402,7 @@ def backward(
     zeros = jnp.zeros(shapes[0].shape, jnp.float32)
     arrays = [*inputs, _pack_weight(weight.astype(x.dtype), plan), dout, zeros]
     position = sum(a is not None for a in arrays) - 1
-    dx, draw, *dflow = _call(
-        _input_kernel, plan, plan.tiles, shapes, arrays, aliases={position: 0}
-    )
+    dx, draw, *dflow = _call(_input_kernel, plan, plan.tiles, shapes, arrays, aliases={position: 0})
     n, h, w = plan.size
     dx = dx.reshape(n, plan.groups, h, w, plan.width)[..., : plan.channels]
     dx = dx.transpose(0, 2, 3, 1, 4).reshape(x.shape).astype(x.dtype)

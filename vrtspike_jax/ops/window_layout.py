@@ -1,12 +1,43 @@
-"""Where the tokens of attention windows lie in memory, as arithmetic that kernels can do."""
+"""Cutting feature maps into attention windows: by moving data, and by address arithmetic."""
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int
 
 Size3 = tuple[int, int, int]
+
+
+def partition(x: Float[Array, "b t h w c"], window: Size3) -> Float[Array, "m n c"]:
+    """Cuts a feature map into windows (B * windows, tokens, C)."""
+    b, t, h, w, c = x.shape
+    wt, wh, ww = window
+    x = x.reshape(b, t // wt, wt, h // wh, wh, w // ww, ww, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, wt * wh * ww, c)
+
+
+def merge(windows: Float[Array, "m n c"], window: Size3, size: Size3) -> Float[Array, "b t h w c"]:
+    """Inverse of `partition` for a feature map of T, H, W = `size`."""
+    (t, h, w), (wt, wh, ww) = size, window
+    x = windows.reshape(-1, t // wt, h // wh, w // ww, wt, wh, ww, windows.shape[-1])
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, t, h, w, windows.shape[-1])
+
+
+def shift_regions(size: Size3, window: Size3, shift: Size3) -> Int[np.ndarray, "windows n"]:
+    """Numbers the parts that a cyclic shift brings together, token by token of every window.
+
+    Tokens with different numbers were not neighbours before the shift (VRT's `compute_mask`).
+    """
+    region = np.zeros(size, np.int32)
+    for axis, (w, s) in enumerate(zip(window, shift, strict=True)):
+        index = np.zeros(size[axis], np.int32)
+        if s:
+            index[-w:-s], index[-s:] = 1, 2
+        region = 3 * region + np.expand_dims(index, [i for i in range(3) if i != axis])
+    return partition(region[None, ..., None], window)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)

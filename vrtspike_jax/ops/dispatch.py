@@ -1,0 +1,45 @@
+"""Choosing between the implementations of an operation."""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas", "interpret")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning the first time it is called with it."""
+    logging.getLogger(__name__).warning(message)
+
+
+@functools.cache
+def kernels(name: str) -> ModuleType | None:
+    """Imports a module of kernels; None, with one warning, if this JAX lacks what it uses."""
+    try:
+        return importlib.import_module(f"vrtspike_jax.ops.{name}")
+    except (ImportError, AttributeError) as error:
+        warn_once(f"{name}: Triton kernels are missing from JAX {jax.__version__} ({error})")
+        return None
+
+
+def check(operation: str, implementation: str, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:
+    """Raises ValueError for an unknown implementation; warns where this platform lacks it."""
+    if implementation not in allowed:
+        raise ValueError(f"{operation}: implementation {implementation!r}, want one of {allowed}")
+    if implementation in ("cudnn", "pallas") and jax.default_backend() != "gpu":
+        warn_once(f"{operation}: {implementation!r} needs a CUDA GPU; others run 'xla'")
+
+
+def on_cuda(cuda: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
+    """Calls `cuda` where the computation is compiled for CUDA, else `otherwise`.
+
+    The choice falls when the computation is lowered, so that it holds for exports to another
+    platform too.
+    """
+    return jax.lax.platform_dependent(*args, cuda=cuda, default=otherwise)
