@@ -107,17 +107,19 @@ class TrainIterator(grain.DatasetIterator):
         Raises:
           ValueError: the state is of another data set or seed, whose stream is another one.
         """
+        if not isinstance(state, dict):
+            raise DataError(f"data position to restore: found {state!r:.100}, wanted a dict")
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"data position to restore: found {name}={state.get(name)!r}, wanted {value} "
+                    f"data position to restore: found {name}={state.get(name)!r:.100}, wanted {value} "
                     "(the data set, the split, the clip length or config.seed is not the one of "
                     "the checkpoint)"
                 )
         try:
             next_clip, replaced = int(state["next_clip"]), int(state["replaced"])
             bad_clips = {int(i) for i in state["bad_clips"]}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"data position to restore: found a broken one: {error!r}") from None
         if next_clip < 0 or any(not 0 <= i < len(self.source) for i in bad_clips):
             raise DataError(f"data position to restore: found {next_clip}, {sorted(bad_clips)}")
