@@ -41,6 +41,10 @@ class SpikeDatasetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     LAYOUT = ""
     SPLITS: tuple[str, ...] = ()
 
+    def __init__(self, *, file_format: str | None = "array_record", **values: Any):
+        # TFDS's own default, TFRecord, needs TensorFlow and has no random access.
+        super().__init__(file_format=file_format, **values)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=features(),

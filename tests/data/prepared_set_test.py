@@ -26,7 +26,7 @@ def assert_same_stream(first, second, count):
 def test_a_built_set_gives_the_stream_of_the_files(gopro, tmp_path, variant):
     from vrtspike_jax_datasets.gopro_spike import GoproSpike
 
-    builder = GoproSpike(config=variant, data_dir=tmp_path / "out", file_format="array_record")
+    builder = GoproSpike(config=variant, data_dir=tmp_path / "out")
     download = tfds.download.DownloadConfig(manual_dir=gopro.root)
     builder.download_and_prepare(download_config=download)
     files = train_iterator(gopro.config(layout="gopro"), seed=3)
@@ -54,7 +54,7 @@ def test_published_sets_are_built_and_prepared_alike(gopro, x4k, tmp_path, kind)
 
     published, cls = {"gopro": (gopro, GoproSpike), "x4k": (x4k, X4kSpike)}[kind]
     fields = {"steps": 33, "splits": ("train", "val")} if kind == "x4k" else {}
-    builder = cls(data_dir=tmp_path / "built", file_format="array_record")
+    builder = cls(data_dir=tmp_path / "built")
     download = tfds.download.DownloadConfig(manual_dir=published.root)
     builder.download_and_prepare(download_config=download)
     report = prepare(kind, published.root, tmp_path / "prepared", PrepareOptions(**fields))
@@ -62,7 +62,7 @@ def test_published_sets_are_built_and_prepared_alike(gopro, x4k, tmp_path, kind)
     assert report.folder.relative_to(tmp_path / "prepared") == pathlib.Path(
         builder.data_dir
     ).relative_to(tmp_path / "built")
-    other = cls(data_dir=tmp_path / "prepared", file_format="array_record")
+    other = cls(data_dir=tmp_path / "prepared")
     for split in builder.info.splits:
         built, prepared = (b.as_data_source(split=split) for b in (builder, other))
         assert len(built) == len(prepared) > 0
@@ -80,7 +80,7 @@ import tensorflow_datasets as tfds
 from vrtspike_jax_datasets.gopro_spike import GoproSpike
 from vrtspike_jax.data.config import default_data_config
 from vrtspike_jax.data.pipeline import train_iterator
-builder = GoproSpike(data_dir=sys.argv[2], file_format="array_record")
+builder = GoproSpike(data_dir=sys.argv[2])
 download = tfds.download.DownloadConfig(manual_dir=sys.argv[1])
 builder.download_and_prepare(download_config=download)
 assert len(tfds.builder("gopro_spike", data_dir=sys.argv[2]).as_data_source("train")) == 9
