@@ -13,8 +13,13 @@ import numpy as np
 
 # Buffers: fixed by the architecture, present in state dicts and not in `params`.
 BUFFERS = ("relative_position_index", "attn.position_bias", "spynet.mean", "spynet.std")
-# Submodules whose published counterpart is called otherwise.
-RENAMED = {"reshape/norm": "reshape.1", "reshape/linear": "reshape.2", "attn_attn": "attn.attn"}
+# Submodules (patterns) whose published counterpart is called otherwise.
+RENAMED = {
+    "reshape/norm": "reshape.1",
+    "reshape/linear": "reshape.2",
+    "attn_attn": "attn.attn",
+    r"upsample/upsample_(\d+)": r"upsample/\g<2>",
+}
 # Submodules that exist here alone.
 EXTRA = ("warping",)
 

@@ -1,6 +1,9 @@
 """Parameters from the published PyTorch models' state dicts, and back."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -44,10 +47,29 @@ def smallest_input(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
     return clip, jax.ShapeDtypeStruct((*size, model.spike_bins), jnp.float32)
 
 
-def parameter_shapes(model: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+def parameter_shapes(model: nn.Module) -> Mapping[tuple[str, ...], tuple[int, ...]]:
     """Shapes of a model's parameters by path, without computing anything."""
+    return _traced_shapes(_hashable(model))
+
+
+def _hashable(model: nn.Module) -> nn.Module:
+    """The same module with tuples for lists, which published settings have."""
+    fields = {}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if isinstance(value, list):
+            fields[field.name] = tuple(value)
+        elif isinstance(value, nn.Module) and field.name != "parent":
+            fields[field.name] = _hashable(value)
+    return model.clone(**fields)
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_shapes(model: nn.Module) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+    # Tracing a full model takes seconds, which is why the last ones are kept.
     variables = jax.eval_shape(model.init, jax.random.key(0), *smallest_input(model))
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+    flat = flatten_dict(variables["params"])
+    return MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
 
 
 def _plan(

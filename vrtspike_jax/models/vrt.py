@@ -202,19 +202,32 @@ class VRT(nn.Module):
                 f"VRT: pa_frames is {self.pa_frames}, remat {self.remat!r}; want 0, 2, 4 or 6 and "
                 f"one of {REMATS}"
             )
-        channels = self.in_chans + self.nonblind_denoising
+        channels = self.in_chans + (self.nonblind_denoising and self.pa_frames > 0)
         if frames.ndim != 5 or frames.shape[-1] != channels:
             raise ValueError(
                 f"VRT: frames have shape {frames.shape}, want (B, T, H, W, {channels})"
             )
         t, h, w = frames.shape[1:4]
-        smallest = 8 * self.window_size[1], 8 * self.window_size[2]
-        if t < max(2, self.pa_frames // 2 + 1) or h % 8 or w % 8 or (h, w) < smallest:
+        least_t, least_h, least_w = self._smallest_clip()
+        if t < least_t or h < least_h or w < least_w or h % 8 or w % 8:
             raise ValueError(
-                f"VRT: clip is {t} x {h} x {w}; want at least {max(2, self.pa_frames // 2 + 1)} "
-                f"frames, and height and width that are multiples of 8, at least "
-                f"{smallest[0]} x {smallest[1]}"
+                f"VRT: clip is {t} x {h} x {w}; want at least {least_t} frames, and height and "
+                f"width that are multiples of 8, at least {least_h} x {least_w}"
             )
+        if not self.pa_frames and t != self.img_size[0]:
+            raise ValueError(f"VRT: clip has {t} frames; want img_size[0], {self.img_size[0]}")
+
+    def _smallest_clip(self) -> tuple[int, int, int]:
+        """Least T, H, W: mutual attention needs 2 frames and, at its scale, a whole window."""
+        scales = [
+            2**scale
+            for depth, (scale, _) in zip(self.depths, STAGES, strict=False)
+            if int(depth * self.mul_attn_ratio)
+        ]
+        largest = max(scales, default=0)
+        frames = self.pa_frames // 2 + 1 if self.pa_frames > 2 else 1
+        _, height, width = self.window_size
+        return max(frames, 2 if scales else 1), max(8, largest * height), max(8, largest * width)
 
     def _block(self, i: int, train: bool) -> dict:
         """Fields of the blocks in stage or group `i`."""
@@ -308,6 +321,10 @@ class VRT(nn.Module):
             nn.leaky_relu(x, 0.01)
         )
         b, (h, w) = frames.shape[0], x.shape[2:4]
+        if self.out_chans != self.in_chans:  # Published behaviour: channels are resized as well.
+            frames = rearrange(frames, "b t h w c -> (b t h) w c 1")
+            frames = resize_bilinear(frames, frames.shape[1], self.out_chans)
+            frames = rearrange(frames, "(b t h) w c 1 -> b t h w c", b=b, t=x.shape[1])
         frames = resize_bilinear(rearrange(frames, "b t h w c -> (b t) h w c"), h, w)
         return x, rearrange(frames, "(b t) h w c -> b t h w c", b=b)
 
@@ -331,7 +348,8 @@ class VRT(nn.Module):
 
         Args:
             frames: RGB in [0, 1]; with `nonblind_denoising` followed by a noise level channel.
-                Height and width are multiples of 8, at least 8 windows.
+                Height and width are multiples of 8; where stage 4 has mutual attention, at least
+                8 windows.
             train: Turns stochastic depth on, which needs a "dropout" RNG.
             return_intermediates: Also returns the values below.
             fuse: Called as `fuse(i, features)` after encoder stage i + 1; what it returns takes

@@ -97,12 +97,14 @@ class FlowGuidedDeformConv(nn.Module):
             3 * taps, (3, 3), padding=1, dtype=self.dtype, kernel_init=zeros, name="conv_offset_6"
         )(y).astype(jnp.float32)
         residual = self.max_residue_magnitude * jnp.tanh(y[..., : 2 * taps])
-        offset = rearrange(residual, "n h w (s g k yx) -> n h w s g k yx", s=len(flows), k=9, yx=2)
-        offset += jnp.stack(flows, axis=3)[..., None, None, ::-1]
+        # As published, sources share the (group, tap) pairs evenly, even where they do not divide
+        # the groups.
+        offset = rearrange(residual, "n h w (s pair yx) -> n h w s pair yx", s=len(flows), yx=2)
+        offset += jnp.stack(flows, axis=3)[..., None, ::-1]
         kernel_shape = (3, 3, self.dim, self.dim)
         return deform_conv2d(
             jnp.concatenate(sources, axis=-1),
-            rearrange(offset, "n h w s g k yx -> n h w (s g) k yx"),
+            offset.reshape(*y.shape[:3], self.deformable_groups, 9, 2),
             rearrange(jax.nn.sigmoid(y[..., 2 * taps :]), "n h w (g k) -> n h w g k", k=9),
             self.param("weight", torch_uniform, kernel_shape),
             self.param("bias", zeros, (self.dim,)),
