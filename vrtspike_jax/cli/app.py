@@ -2,7 +2,7 @@
 
 import typer
 
-from vrtspike_jax.cli import bench, deblur, evaluate, inspect, simulate
+from vrtspike_jax.cli import bench, deblur, evaluate, inspect, report, simulate
 
 app = typer.Typer(
     name="vrtspike",
@@ -20,6 +20,7 @@ def _root() -> None:
 
 app.command("deblur", epilog=deblur.EXAMPLES)(deblur.command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
+app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.command)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)

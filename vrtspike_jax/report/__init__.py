@@ -1,0 +1,1 @@
+"""One HTML page about an evaluation or a deblur run, with everything inside it."""
