@@ -1,11 +1,6 @@
-import sys
-from pathlib import Path
-
 import pytest
-from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
 import world
+from typer.testing import CliRunner
 
 
 @pytest.fixture(scope="session")
