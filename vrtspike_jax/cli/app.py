@@ -2,7 +2,7 @@
 
 import typer
 
-from vrtspike_jax.cli import bench, deblur, evaluate, inspect, report, simulate
+from vrtspike_jax.cli import bench, deblur, evaluate, inspect, prepare, report, simulate
 
 app = typer.Typer(
     name="vrtspike",
@@ -23,6 +23,7 @@ app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.command)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
+app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)
 
 

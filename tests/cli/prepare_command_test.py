@@ -1,0 +1,45 @@
+import json
+
+import pytest
+import world
+
+
+def test_a_set_is_prepared_and_can_be_scored_and_inspected(vrtspike, checkpoint, tmp_path):
+    world.write_dataset(tmp_path / "set", "train", ("a", "broken"))
+    world.write_dataset(tmp_path / "set", "test", ("b",))
+    (tmp_path / "set" / "train" / "broken" / "spike" / "00000002.dat").write_bytes(b"short")
+    command = ["prepare", "svrt", tmp_path / "set", "--data-dir", tmp_path / "data", "--bins", 4]
+    result = vrtspike(*command, "--json", "-")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["sequences"] == {"train": 1, "test": 1}
+    assert report["frames"] == {"train": 4, "test": 4}
+    (skipped,) = report["skipped"]
+    assert skipped["sequence"] == "broken" and "00000002.dat" in skipped["reason"]
+    assert "train: 1 sequences left out" in result.stderr and "00000002.dat" in result.stderr
+    assert report["voxel"]["std"] > 0
+
+    inspected = vrtspike("inspect", report["folder"], "--json", "-")
+    assert json.loads(inspected.stdout)["splits"]["test"]["frames"] == 4
+    scores = {}
+    for name, root in (("files", tmp_path / "set"), ("prepared", report["folder"])):
+        out = tmp_path / name
+        args = ("--data", root, "--checkpoint", checkpoint, "--out", out, "--json", "-")
+        done = vrtspike("evaluate", *args)
+        assert done.exit_code == 0, done.output
+        scores[name] = json.loads(done.stdout)["mean"]
+    assert scores["files"] == scores["prepared"]
+    again = vrtspike(*command)
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("gopro", "no such folder"), ("svrt", "no usable sequence")]
+)
+def test_a_folder_of_another_layout_is_one_line_and_code_2(vrtspike, tmp_path, kind, message):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    result = vrtspike("prepare", kind, tmp_path / "set", "--data-dir", tmp_path / "data")
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "data").exists()
