@@ -27,7 +27,8 @@ from vrtspike_jax.models.vrtspike import VRTWithSpike
 Params = dict[str, Any]
 # Keys under which checkpoints in circulation keep their state dict, the better one first.
 WRAPPERS = ("params_ema", "params", "state_dict", "model")
-PREFIX = "module."
+# What DataParallel and torch.compile put before names.
+PREFIXES = ("module.", "_orig_mod.")
 LISTED = 8
 
 
@@ -88,16 +89,24 @@ def _plan(
         yield path, names, axes, tuple(own[a] for a in axes)
 
 
-def unwrap(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Finds the parameters inside the wrappers that checkpoints in circulation have."""
+def unwrap(state_dict: Mapping[str, Any], buffers: bool = False) -> dict[str, np.ndarray]:
+    """Finds the parameters (and buffers) in the wrappers that checkpoints in circulation have.
+
+    Raises:
+        ValueError: an entry is neither a tensor nor an array.
+    """
     for key in WRAPPERS:
         if isinstance(state_dict.get(key), Mapping):
-            return unwrap(state_dict[key])
-    return {
-        name.removeprefix(PREFIX): to_numpy(value)
-        for name, value in state_dict.items()
-        if not is_buffer(name)
-    }
+            return unwrap(state_dict[key], buffers)
+    found = {}
+    for name, value in state_dict.items():
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        if buffers or not is_buffer(name):
+            if not hasattr(value, "shape"):
+                raise ValueError(f"{name} is a {type(value).__name__}, want a tensor")
+            found[name] = to_numpy(value)
+    return found
 
 
 def _some(names: list[str]) -> str:
