@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from vrtspike_jax.convert.npz import read_npz
 from vrtspike_jax.losses.vgg import load_vgg16, vgg16_features
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
@@ -58,8 +59,8 @@ def _load_linear(path: Path) -> list[np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of LPIPS weights")
     try:
-        arrays = load_file(path) if path.suffix == ".safetensors" else dict(np.load(path))
-    except (SafetensorError, OSError, EOFError, ValueError) as error:
+        arrays = load_file(path) if path.suffix == ".safetensors" else read_npz(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable LPIPS weights: {error}") from None
     found = []
     for index, channels in enumerate(_CHANNELS):

@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from vrtspike_jax.convert.npz import read_npz
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -156,9 +158,8 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files if "features." in name}
-    except (SafetensorError, OSError, EOFError, KeyError, ValueError) as error:
+            return read_npz(path, lambda name: "features." in name)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is no readable VGG16 file: {error}") from error
     raise ValueError(f"{path}: VGG16 weights must be .safetensors or .npz, found {path.suffix!r}")
 
