@@ -140,15 +140,22 @@ def check_data_config(config: ml_collections.ConfigDict) -> None:
             or not isinstance(value, int | float)
             or (not least <= value <= most)
         ):
-            raise ValueError(f"config.data.{name}: found {value!r}, wanted {least} to {most}")
+            raise ValueError(f"config.data.{name}: found {value!r:.100}, wanted {least} to {most}")
         if isinstance(_get(default, name), int) and not isinstance(value, int):
             raise ValueError(f"config.data.{name}: found {value!r}, wanted a whole number")
     for name, choices in _CHOICES.items():
         if config[name] not in choices:
             raise ValueError(f"config.data.{name}: found {config[name]!r}, wanted one of {choices}")
-    scale = tuple(config.spike_scale)
-    if len(scale) != 2 or not all(0 < s <= 16 for s in scale):
-        raise ValueError(f"config.data.spike_scale: found {scale}, wanted two numbers above 0")
+    scale = config.spike_scale
+    if (
+        not isinstance(scale, list | tuple)
+        or len(scale) != 2
+        or any(isinstance(s, bool) or not isinstance(s, int | float) for s in scale)
+        or not all(0 < s <= 16 for s in scale)
+    ):
+        raise ValueError(
+            f"config.data.spike_scale: found {scale!r:.100}, wanted two numbers above 0"
+        )
     if config.source != "scenes" and not config.root:
         raise ValueError(
             "config.data.root is empty: wanted the folder of the data set "
@@ -156,7 +163,9 @@ def check_data_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_fields(config: ml_collections.ConfigDict, default: object, name: str) -> None:
+def _check_fields(config: object, default: ml_collections.ConfigDict, name: str) -> None:
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"{name}: found {config!r:.100}, wanted a ConfigDict")
     unknown, missing = sorted(set(config) - set(default)), sorted(set(default) - set(config))
     if unknown:
         raise ValueError(
@@ -165,9 +174,16 @@ def _check_fields(config: ml_collections.ConfigDict, default: object, name: str)
     if missing:
         raise ValueError(f"{name}: fields {missing} are missing")
     for key, value in default.items():
-        # `scenes.render` is passed on, and checked where scenes are rendered.
-        if isinstance(value, ml_collections.ConfigDict) and key != "render":
+        if key == "render":
+            # Passed on, and checked where scenes are rendered.
+            if not isinstance(config[key], ml_collections.ConfigDict):
+                raise ValueError(f"{name}.{key}: found {config[key]!r:.100}, wanted a ConfigDict")
+        elif isinstance(value, ml_collections.ConfigDict):
             _check_fields(config[key], value, f"{name}.{key}")
+        elif isinstance(value, bool | str) and not isinstance(config[key], type(value)):
+            raise ValueError(
+                f"{name}.{key}: found {config[key]!r:.100}, wanted a {type(value).__name__}"
+            )
 
 
 def _get(config: ml_collections.ConfigDict, dotted: str) -> object:

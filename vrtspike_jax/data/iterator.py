@@ -112,9 +112,9 @@ class TrainIterator(grain.DatasetIterator):
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"data position to restore: found {name}={state.get(name)!r:.100}, wanted {value} "
-                    "(the data set, the split, the clip length or config.seed is not the one of "
-                    "the checkpoint)"
+                    f"data position to restore: found {name}={state.get(name)!r:.100}, wanted "
+                    f"{value} (the data set, the split, the clip length or config.seed is not the "
+                    "one of the checkpoint)"
                 )
         try:
             next_clip, replaced = int(state["next_clip"]), int(state["replaced"])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+MAX_JSON_BYTES = 2**26
 CHECKSUMS = "checksums.json"
 SET_ASIDE = "damaged"
 # Orbax rewrites these two while it commits.
@@ -81,12 +82,9 @@ def read_meta(checkpoint: Path) -> Meta:
         DamagedCheckpointError: it is missing or not what this package writes.
     """
     path = checkpoint / "meta" / "metadata"
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from error
+    fields = _read_json(path)
     names = {field.name: field.type for field in dataclasses.fields(Meta)}
-    if not isinstance(fields, dict) or not set(names) < set(fields):
+    if not isinstance(fields, dict) or not {"format", *names} <= set(fields):
         raise DamagedCheckpointError(f"{path}: wanted the fields {', '.join(names)}")
     if fields["format"] != FORMAT:
         raise CheckpointMismatchError(
@@ -98,7 +96,26 @@ def read_meta(checkpoint: Path) -> Meta:
             raise DamagedCheckpointError(
                 f"{path}: {name} is {fields[name]!r:.40}, wanted {kind.__name__}"
             )
+    for name, shape in fields["params"].items():
+        if not _is_shape(shape):
+            raise DamagedCheckpointError(f"{path}: {name:.200} is {shape!r:.40}, wanted a shape")
+    for name in ("metrics", "best"):
+        if not _is_scores(fields[name]):
+            raise DamagedCheckpointError(f"{path}: {name} is {fields[name]!r:.40}, wanted scores")
     return Meta(**{name: fields[name] for name in names})
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**31 for n in value)
+
+
+def _is_scores(value: Any) -> bool:
+    # A score that was not finite is null in JSON.
+    if isinstance(value, dict):
+        return "psnr_rgb" in value and all(
+            type(v) in (int, float, type(None)) for v in value.values()
+        )
+    return value is None
 
 
 def write_checksums(checkpoint: Path) -> None:
@@ -119,10 +136,10 @@ def verify(checkpoint: Path) -> None:
     path = checkpoint / CHECKSUMS
     if not path.exists():
         return
+    sums = _read_json(path)
     try:
-        sums = json.loads(path.read_text())
         wanted = {str(name): (int(size), int(crc)) for name, (size, crc) in sums.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path}: {error}") from error
     present = set(_files(checkpoint))
     for name, (size, crc) in sorted(wanted.items()):
@@ -192,8 +209,19 @@ def psnr_of(checkpoint: Path) -> float | None:
     try:
         metrics = read_meta(checkpoint).metrics
         return None if metrics is None else float(metrics["psnr_rgb"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OverflowError, KeyError, TypeError):
         return None
+
+
+def _read_json(path: Path) -> Any:
+    """Raises DamagedCheckpointError for what cannot be read, also if it is made to be so."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise DamagedCheckpointError(f"{path}: found {size} bytes, wanted {MAX_JSON_BYTES}")
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from error
 
 
 def _files(checkpoint: Path) -> list[str]:

@@ -217,15 +217,16 @@ def check_model(
         only = sorted(set(meta.params) ^ set(wanted))
         differing = only or [name for name in wanted if meta.params[name] != wanted[name]]
         name = differing[0]
-        raise CheckpointMismatchError(
+        raise files.CheckpointMismatchError(
             f"{path} belongs to another model: {len(differing)} of its {len(meta.params)} "
             f"parameters differ from config.model's {len(wanted)}; the first, {name}, is "
             f"{meta.params.get(name, 'absent')} there and {wanted.get(name, 'absent')} here. "
             "Use another --workdir, or the config that it was started with. Nothing was changed."
         )
-    theirs = meta.config.get("optim", {}).get("name")
+    optim = meta.config.get("optim")
+    theirs = optim.get("name") if isinstance(optim, dict) else None
     if theirs != config.optim.name:
-        raise CheckpointMismatchError(
+        raise files.CheckpointMismatchError(
             f"{path} was trained with config.optim.name={theirs!r}, not {config.optim.name!r}: "
             "their states cannot be exchanged. Nothing was changed."
         )
@@ -248,9 +249,8 @@ def restore(checkpoint: Path, template: TrainState) -> Restored:
     if not has_ema:
         abstract.pop("ema", None)
     try:
-        reader = ocp.StandardCheckpointer()
-        items = {name: reader.restore(checkpoint / name, tree) for name, tree in abstract.items()}
-        reader.close()
+        with ocp.StandardCheckpointer() as reader:
+            items = {name: reader.restore(checkpoint / name, t) for name, t in abstract.items()}
     except Exception as error:
         raise files.DamagedCheckpointError(f"{checkpoint}: {_first_line(error)}") from error
     ema = items.get("ema")
@@ -289,22 +289,26 @@ def load_for_inference(
     files.verify(checkpoint)
     meta = files.read_meta(checkpoint)
     item = "ema" if (checkpoint / "ema").is_dir() else "params"
+    model = build_model(meta.config.get("model"))
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            params = reader.restore(checkpoint / item, _abstract_params(meta))
+    except Exception as error:
+        raise files.DamagedCheckpointError(f"{checkpoint / item}: {_first_line(error)}") from error
+    return model, params, ml_collections.ConfigDict(meta.config)
+
+
+def _abstract_params(meta: files.Meta) -> dict[str, Any]:
+    """Shapes of the parameters on the default device, as a tree."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, shape in meta.params.items():
         *parents, leaf = name.split("/")
-        node = abstract
+        node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32, sharding=sharding)
-    try:
-        reader = ocp.StandardCheckpointer()
-        params = reader.restore(checkpoint / item, abstract)
-        reader.close()
-    except Exception as error:
-        raise files.DamagedCheckpointError(f"{checkpoint / item}: {_first_line(error)}") from error
-    config = ml_collections.ConfigDict(meta.config)
-    return build_model(config.model), params, config
+    return tree
 
 
 def param_shapes(params: Any) -> dict[str, list[int]]:

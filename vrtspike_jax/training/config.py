@@ -85,7 +85,11 @@ FIELDS: dict[str, dict[str, _Field]] = {
         "vgg_weight": _number(0),
         "vgg_layers": _Field(
             f"a tuple of {', '.join(LAYERS)}",
-            lambda v: isinstance(v, list | tuple) and len(v) > 0 and set(v) <= set(LAYERS),
+            lambda v: (
+                isinstance(v, list | tuple)
+                and len(v) > 0
+                and all(isinstance(n, str) and n in LAYERS for n in v)
+            ),
         ),
         "vgg_path": _TEXT,
         "vgg_dtype": _choice(*DTYPES),
@@ -125,7 +129,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             _check_names(values, set(fields), where)
         for name, field in fields.items():
             if not field.allows(values[name]):
-                raise ValueError(f"{where}.{name} is {values[name]!r}: expected {field.wanted}")
+                raise ValueError(
+                    f"{where}.{name} is {values[name]!r:.100}: expected {field.wanted}"
+                )
     check_data_config(config.data)
     build_model(config.model)
     bins = config.model.get("spike_bins", config.data.voxel.bins)
@@ -138,7 +144,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 def _check_names(values: Any, known: set[str], where: str) -> None:
     if not isinstance(values, ml_collections.ConfigDict):
-        raise ValueError(f"{where} is {values!r}: expected a ConfigDict")
+        raise ValueError(f"{where} is {values!r:.100}: expected a ConfigDict")
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{where}.{unknown[0]} is no known field{suggestion(unknown[0], known)}")

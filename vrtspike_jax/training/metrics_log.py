@@ -64,18 +64,18 @@ def truncate(path: Path, last_step: int) -> None:
     """Atomically removes lines of steps beyond `last_step`, and a line cut off by a kill."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and 0 <= _step_of(line) <= last_step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and 0 <= _step_of(line) <= last_step]
     if kept != lines:
         partial = path.with_suffix(".tmp")
-        partial.write_text("".join(kept), encoding="utf-8")
+        partial.write_bytes(b"".join(kept))
         os.replace(partial, path)
 
 
-def _step_of(line: str) -> int:
+def _step_of(line: bytes) -> int:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return int(json.loads(line.decode())["step"])
+    except (ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return -1
 
 
