@@ -115,7 +115,7 @@ def train_workload(config, batch: int, frames: int, height: int, width: int) -> 
     step = build_train_step(model, tx, recipe, mesh, state)
     micro_batches = {name: array[None] for name, array in arrays.items()}
     placed = sharding.put_batch(micro_batches, mesh, leading=1)
-    fixed = {"vgg": _random_vgg16(recipe.vgg_layers)} if recipe.vgg_weight else {}
+    fixed = {"vgg": random_vgg16(recipe.vgg_layers)} if recipe.vgg_weight else {}
     fixed = jax.device_put(fixed, sharding.replicated(mesh))
     shape = {"batch": batch, "frames": frames, "height": height, "width": width}
     return Workload("train", step, (state, placed, fixed), shape, flops, str(config.model.dtype))
@@ -137,7 +137,8 @@ def _clip_arrays(config, batch: int, frames: int, height: int, width: int) -> di
     }
 
 
-def _random_vgg16(layers) -> dict[str, dict[str, np.ndarray]]:
+def random_vgg16(layers) -> dict[str, dict[str, np.ndarray]]:
+    """VGG16 parameters of the right shapes, as far as `layers` need them."""
     from vrtspike_jax.losses.vgg import _CONVOLUTIONS, LAYERS
 
     rng = np.random.default_rng(0)

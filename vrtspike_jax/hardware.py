@@ -75,7 +75,7 @@ def peak_memory(device: jax.Device | None = None) -> int | None:
 def matrix_rate(dtype: jnp.dtype = jnp.bfloat16, size: int | None = None) -> float:
     """Measured operations a second of one large square matrix product in `dtype`."""
     if size is None:
-        size = 1024 if jax.default_backend() == "cpu" else 8192
+        size = 768 if jax.default_backend() == "cpu" else 8192
     keys = jax.random.split(jax.random.key(0))
     # Random data: chips clock higher on zeros.
     a, b = (jax.random.normal(key, (size, size), jnp.float32).astype(dtype) for key in keys)
@@ -90,7 +90,7 @@ def copy_bandwidth(size: int | None = None) -> float:
     return 2 * size / _best_seconds(jax.jit(lambda x: x + 1), x)
 
 
-def input_rate(size: int = 2**26) -> float:
+def input_rate(size: int = 2**25) -> float:
     """Measured bytes a second from host to device memory."""
     import numpy as np
 

@@ -2,7 +2,17 @@
 
 import typer
 
-from vrtspike_jax.cli import bench, deblur, evaluate, inspect, prepare, report, simulate
+from vrtspike_jax.cli import (
+    bench,
+    convert,
+    deblur,
+    doctor,
+    evaluate,
+    inspect,
+    prepare,
+    report,
+    simulate,
+)
 
 app = typer.Typer(
     name="vrtspike",
@@ -24,7 +34,9 @@ app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("simulate", epilog=simulate.EXAMPLES)(simulate.command)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.command)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
+app.command("convert", epilog=convert.EXAMPLES)(convert.command)
 app.command("bench", epilog=bench.EXAMPLES)(bench.command)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 
 
 def main() -> None:

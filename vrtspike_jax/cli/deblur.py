@@ -34,8 +34,11 @@ class Format(StrEnum):
 @reports_errors
 def command(
     blur: Annotated[Path, typer.Option(help="Folder of PNG or JPEG files, or a video.")],
-    spikes: Annotated[Path, typer.Option(help="Folder with one .dat a frame, or one .dat.")],
     out: Annotated[Path, typer.Option(help="Folder to make, or a video file (.mp4).")],
+    spikes: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one .dat a frame, or one .dat (not for a plain VRT)."),
+    ] = None,
     checkpoint: Annotated[Path | None, console.CHECKPOINT] = None,
     spike_size: Annotated[
         str, typer.Option(help="HxW of the spikes; else config.yaml, else as in training.")
@@ -81,6 +84,8 @@ def command(
     source = open_frames(blur)
     try:
         restorer, scale = _load(console.require_checkpoint(checkpoint))
+        if spikes is None and restorer.voxels.bins:
+            raise ValueError(f"--spikes is missing: {restorer.name} needs them")
         exposures = _open_exposures(
             source, spikes, frames, spike_size, head_columns, cutting, scale
         )
@@ -133,10 +138,12 @@ def _load(checkpoint: Path):
     return restorer, tuple(config.data.spike_scale)
 
 
-def _open_exposures(source, spikes: Path, frames, size: str, head_columns: int, cutting, scale):
+def _open_exposures(source, spikes, frames, size: str, head_columns: int, cutting, scale):
     from vrtspike_jax.data.geometry import spike_size
-    from vrtspike_jax.restoration.exposures import open_exposures
+    from vrtspike_jax.restoration.exposures import NoExposures, open_exposures
 
+    if spikes is None:
+        return NoExposures(len(source))
     return open_exposures(
         spikes,
         source.names[:frames],

@@ -132,42 +132,34 @@ def _read_evaluation(folder: Path, values: dict[str, Any], most_clips: int) -> C
 def _read_deblur(folder: Path, values: dict[str, Any], most_clips: int) -> Content:
     from vrtspike_jax.restoration.frames import FolderFrames
     from vrtspike_jax.restoration.video import VideoFrames
-    from vrtspike_jax.spikes import read_dat, tfp
+    from vrtspike_jax.spikes import tfp
 
     if values["state"] != "done":
         raise ValueError(f"{folder}: the run is not finished; the same command finishes it")
     blur = Path(values["blur"])
     frames = FolderFrames(blur) if blur.is_dir() else VideoFrames(blur)
-    spikes = Path(values["spikes"])
-    source = spikes if spikes.is_dir() else spikes.parent
     clips, rates = [], []
     shown = set(_spread(range(len(values["names"])), most_clips))
     for index, name in enumerate(values["names"]):
-        file, first, count = values["windows"][index]
-        fired = read_dat(
-            source / file,
-            *values["spike_size"],
-            start=first,
-            count=count,
-            head_columns=values["head_columns"],
-        )
+        fired = _read_exposure(values, index) if values["spikes"] else np.zeros((0, 1, 1), np.uint8)
         activity = fired.reshape(len(fired), -1).mean(1)
-        rates.append(float(activity.mean()))
+        rates.append(float(activity.mean()) if len(activity) else 0.0)
         if index not in shown:
             continue
-        gray = tfp(fired)
-        gray = np.clip(gray / max(float(np.quantile(gray, 0.995)), 1e-3), 0, 1)
         pictures = {
             "blurred": _to_uint8(frames.read(index)),
             "restored": _load(folder, f"{name}{values['suffix']}"),
-            "tfp": np.repeat(np.rint(gray * 255).astype(np.uint8)[..., None], 3, -1),
         }
+        if len(fired):
+            gray = tfp(fired)
+            gray = np.clip(gray / max(float(np.quantile(gray, 0.995)), 1e-3), 0, 1)
+            pictures["tfp"] = np.repeat(np.rint(gray * 255).astype(np.uint8)[..., None], 3, -1)
         clips.append(Clip(folder.name, name, pictures, [float(a) for a in activity], {}))
     frames.close()
     summary = values["summary"]
     facts = [
         ("blurred frames", str(blur)),
-        ("spikes", f"{spikes}, {values['spike_size'][0]} x {values['spike_size'][1]}"),
+        ("spikes", _spike_fact(values)),
         ("checkpoint", values["checkpoint"]),
         ("frames", f"{summary['frames']} of {frames.size[0]} x {frames.size[1]}"),
         ("time", f"{summary['seconds']:.1f} s, {summary['frames_per_second']:.2f} frames/s"),
@@ -175,7 +167,23 @@ def _read_deblur(folder: Path, values: dict[str, Any], most_clips: int) -> Conte
         ("versions", _versions(values["versions"])),
     ]
     curve = Curve(folder.name, list(values["names"]), {"spikes": rates})
-    return Content(facts, {}, {}, [], [curve], clips)
+    return Content(facts, {}, {}, [], [curve] if values["spikes"] else [], clips)
+
+
+def _read_exposure(values: dict[str, Any], index: int) -> np.ndarray:
+    from vrtspike_jax.spikes import read_dat
+
+    name, first, count = values["windows"][index]
+    path = Path(values["spikes"]).with_name(name)
+    head = values["head_columns"]
+    return read_dat(path, *values["spike_size"], start=first, count=count, head_columns=head)
+
+
+def _spike_fact(values: dict[str, Any]) -> str:
+    if not values["spikes"]:
+        return "none: the model takes no spikes"
+    height, width = values["spike_size"]
+    return f"{Path(values['spikes']).parent}, {height} x {width}"
 
 
 def _spread(items, most: int) -> list:

@@ -93,6 +93,8 @@ def _rows(sequence: str, means: dict[str, dict[str, float]], metrics: list[str])
 
 
 def _curves(content: Content) -> str:
+    if not (content.psnr or content.rates):
+        return ""
     parts = []
     for curve in content.psnr:
         parts.append(_curve(curve, "PSNR of each frame", "dB"))
@@ -176,7 +178,9 @@ def _error_map(clip: Clip, name: str, widest: int) -> str:
 
 
 def _activity(clip: Clip, name: str) -> str:
-    mean = float(np.mean(clip.activity)) if clip.activity else 0.0
+    if not clip.activity:
+        return ""
+    mean = float(np.mean(clip.activity))
     chart = line_chart(
         {"spikes": clip.activity},
         {"spikes": "spikes"},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vrtspike_jax import hardware
-from vrtspike_jax.restoration.exposures import Exposures
+from vrtspike_jax.restoration.exposures import Exposures, NoExposures
 from vrtspike_jax.restoration.frames import FolderFrames
 from vrtspike_jax.restoration.restorer import WHOLE, Plan, Restorer, from_unit
 from vrtspike_jax.restoration.sinks import FolderSink, background
@@ -74,7 +74,7 @@ Progress = Callable[[int, int], None]
 def run(
     restorer: Restorer,
     frames: FolderFrames | VideoFrames,
-    exposures: Exposures,
+    exposures: Exposures | NoExposures,
     output: Output,
     tiling: Tiling = Tiling(),
     count: int | None = None,
@@ -95,7 +95,7 @@ def run(
         raise ValueError(f"{frames.path}: holds {len(frames)} frames, asked for {count}")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return frames.read(index), exposures.counts(index, restorer.voxels.bins)
+        return frames.read(index), restorer.count(exposures.read(index), frames.size)
 
     writer = _to_video if output.is_video else _to_folder
     with writer(restorer, frames, exposures, output, tiling, count) as (plan, sink):
@@ -152,9 +152,10 @@ def _plan(restorer: Restorer, frames, exposures: Exposures, tiling: Tiling) -> P
 
 @contextlib.contextmanager
 def _to_folder(restorer, frames, exposures, output: Output, tiling: Tiling, count: int):
+    first = exposures.files[0][0] if exposures.files else None
     record: dict[str, Any] = {
         "blur": str(frames.path.absolute()),
-        "spikes": str(exposures.files[0][0].path.absolute()),
+        "spikes": str(first.path.absolute()) if first else None,
         "spike_size": list(exposures.size),
         "checkpoint": restorer.name,
         "frames": count,
@@ -169,8 +170,8 @@ def _to_folder(restorer, frames, exposures, output: Output, tiling: Tiling, coun
     plan = _plan(restorer, frames, exposures, chosen)
     extra = {
         "chosen": _chosen(plan),
-        "windows": [[dat.path.name, first, steps] for dat, first, steps in exposures.files[:count]],
-        "head_columns": exposures.files[0][0].head_columns,
+        "windows": [[dat.path.name, *window] for dat, *window in exposures.files[:count]],
+        "head_columns": first.head_columns if first else 0,
         "names": frames.names[:count],
         "voxel_bins": restorer.voxels.bins,
         "versions": hardware.versions(),
@@ -235,8 +236,9 @@ def describe(plan: Plan, exposures: Exposures) -> str:
     )
     fewest, most = exposures.steps
     steps = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    height, width = exposures.size
+    spikes = f"spikes {height} x {width}, {steps} steps a frame" if most else "no spikes"
     return (
         f"frames {rows.size} x {cols.size}, {tiles}; clips of {plan.clip_length} frames that share "
-        f"{plan.clip_overlap}; spikes {exposures.size[0]} x {exposures.size[1]}, {steps} steps a "
-        f"frame; {plan.bytes_needed / 2**20:,.0f} MiB a call"
+        f"{plan.clip_overlap}; {spikes}; {plan.bytes_needed / 2**20:,.0f} MiB a call"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from vrtspike_jax.data.alignment import AlignmentLog
 from vrtspike_jax.data.errors import DataError
 from vrtspike_jax.restoration.frames import natural_key
-from vrtspike_jax.spikes import DatFile, find_camera_config, plausible_sizes, voxel_counts
+from vrtspike_jax.spikes import DatFile, find_camera_config, plausible_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,21 @@ class Exposures:
         dat, start, count = self.files[index]
         return dat.read(start, count)
 
-    def counts(self, index: int, bins: int) -> np.ndarray:
-        """Spike counts of frame `index`, uint8 [Hs,Ws,bins]."""
-        return voxel_counts(self.read(index), bins)
+
+@dataclasses.dataclass(frozen=True)
+class NoExposures:
+    """Stands in for `Exposures` where a model takes no spikes: `num_frames` times nothing."""
+
+    num_frames: int
+    files: tuple = ()
+    size: tuple[int, int] = (0, 0)
+    steps: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def read(self, index: int) -> None:
+        """There are none."""
 
 
 def open_exposures(

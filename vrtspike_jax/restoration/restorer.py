@@ -30,7 +30,10 @@ WHOLE = "whole"
 
 @dataclasses.dataclass(frozen=True)
 class VoxelSettings:
-    """How a model was fed: K bins, log1p or not, then (value - mean) / std."""
+    """How a model was fed: K bins, log1p or not, then (value - mean) / std.
+
+    A model without a spike branch has 0 bins; it is handed voxels without channels.
+    """
 
     bins: int
     log: bool = True
@@ -132,6 +135,8 @@ class Restorer:
         shared = min(2, length // 2) if clip_overlap is None else clip_overlap
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
+        if not self.voxels.bins:
+            spike_size = frame_size
 
         def measure(grid: Grid) -> int:
             return self._compile(grid, length, dtype)[1]
@@ -168,6 +173,18 @@ class Restorer:
             return compiled(self._params, *jax.device_put((frames, voxels), self._tiles))
 
         return apply
+
+    def count(self, spikes: np.ndarray | None, frame_size: tuple[int, int]) -> np.ndarray:
+        """Spikes [S,Hs,Ws] to the counts that `stream` wants, uint8 [Hs,Ws,K].
+
+        Raises:
+          ValueError: the model needs spikes, and there are none.
+        """
+        if not self.voxels.bins:
+            return np.zeros((*frame_size, 0), np.uint8)
+        if spikes is None:
+            raise ValueError(f"{self.name or 'the model'} needs spikes, and none are given")
+        return voxel_counts(np.asarray(spikes), self.voxels.bins)
 
     def stream(
         self,
@@ -214,7 +231,7 @@ class Restorer:
     def restore(
         self,
         frames: np.ndarray,
-        spikes: np.ndarray | Sequence[np.ndarray],
+        spikes: np.ndarray | Sequence[np.ndarray] | None,
         *,
         tile: int | tuple[int, int] | str | None = None,
         tile_overlap: int | None = None,
@@ -228,7 +245,8 @@ class Restorer:
             Any T and any H and W.
           spikes: the spikes fired during each frame's exposure, uint8 or bool, 0 or 1: [T,S,Hs,Ws]
             with S steps an exposure, or a sequence of T arrays [S,Hs,Ws] with S of their own. The
-            same field of view as the frames, in pixels of any size.
+            same field of view as the frames, in pixels of any size. None for a model without a
+            spike branch, which takes no notice of any.
           tile, tile_overlap, clip, clip_overlap: as in `plan`.
 
         Returns:
@@ -238,9 +256,10 @@ class Restorer:
           ValueError: for shapes, types or settings that do not fit.
         """
         frames = _checked_frames(frames)
+        spikes = [None] * len(frames) if spikes is None else spikes
         if len(spikes) != len(frames):
             raise ValueError(f"found {len(frames)} frames and spikes of {len(spikes)} exposures")
-        counts = [voxel_counts(np.asarray(exposure), self.voxels.bins) for exposure in spikes]
+        counts = [self.count(exposure, frames.shape[1:3]) for exposure in spikes]
         if len({grid.shape for grid in counts}) != 1:
             raise ValueError(f"found spikes of sizes {sorted({g.shape[:2] for g in counts})}")
         settings = {"tile": tile, "tile_overlap": tile_overlap}
@@ -342,7 +361,8 @@ def from_model(model, params: Any, config, *, devices=None, name: str = "") -> R
     if backbone.upscale != 1:
         raise ValueError(f"{name}: a model of upscale {backbone.upscale}, wanted 1")
     voxel = config.data.voxel
-    settings = VoxelSettings(voxel.bins, voxel.log, voxel.mean, voxel.std)
+    bins = voxel.bins if hasattr(model, "spike_bins") else 0
+    settings = VoxelSettings(bins, voxel.log, voxel.mean, voxel.std)
     return Restorer(
         make_restore_step(model, voxel.log, voxel.mean, voxel.std),
         jax.tree.map(jnp.asarray, params),

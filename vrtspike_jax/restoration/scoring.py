@@ -18,7 +18,6 @@ from vrtspike_jax.evaluation import HIGHEST_PSNR, METHODS, spike_reconstructions
 from vrtspike_jax.metrics import psnr, ssim
 from vrtspike_jax.restoration.restorer import Restorer, from_unit
 from vrtspike_jax.restoration.sinks import write_atomically
-from vrtspike_jax.spikes import voxel_counts
 
 # As the benchmarks do: cut and rounded to 8 bit. `_float` are the same of unrounded frames.
 ROUNDED = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
@@ -127,8 +126,10 @@ def _mean(scores: list[Scores]) -> Scores:
 class _Sequence:
     """Reads the frames of one sequence and scores what needs no model, in the reading threads."""
 
-    def __init__(self, store: FrameStore, number: int, bins: int, lpips: Lpips | None):
-        self._store, self._number, self._bins, self._lpips = store, number, bins, lpips
+    def __init__(
+        self, store: FrameStore, number: int, restorer: Restorer | None, lpips: Lpips | None
+    ):
+        self._store, self._number, self._restorer, self._lpips = store, number, restorer, lpips
         self._crop = whole_frame(store.geometry(number))
         self.name = store.sequence_name(number)
         self.waiting: dict[int, tuple[dict[str, np.ndarray], FrameScores]] = {}
@@ -145,7 +146,8 @@ class _Sequence:
         activity = spikes.reshape(len(spikes), -1).mean(1)
         frame = FrameScores(self.name, name, scores, float(activity.mean()))
         self.waiting[index] = (seen | {"sharp": sharp, "activity": activity}, frame)
-        return blur, voxel_counts(spikes, self._bins)
+        counts = self._restorer.count(spikes, blur.shape[:2]) if self._restorer else spikes[:0]
+        return blur, counts
 
     def score(
         self, index: int, restored: np.ndarray | None
@@ -165,7 +167,6 @@ def score_split(
     tiling: dict[str, Any],
     pictures: int = 1,
     lpips: Lpips | None = None,
-    bins: int = 1,
     progress: Callable[[int, int], None] = lambda finished, total: None,
 ) -> Report:
     """Restores and scores every frame of a split, a sequence at a time, in bounded memory.
@@ -177,13 +178,11 @@ def score_split(
       tiling: `tile`, `tile_overlap`, `clip`, `clip_overlap` of `Restorer.plan`.
       pictures: frames of each sequence to write pictures of, evenly spread.
       lpips: also measure LPIPS.
-      bins: bins of the counts without a restorer.
       progress: called with (finished, total) frames.
     """
     report, total = Report(), sum(store.lengths)
     for number, length in enumerate(store.lengths):
-        bins = restorer.voxels.bins if restorer else bins
-        sequence = _Sequence(store, number, bins, lpips)
+        sequence = _Sequence(store, number, restorer, lpips)
         chosen = {round((i + 0.5) * length / pictures - 0.5) for i in range(min(pictures, length))}
         if restorer is None:
             stream = _read_all(sequence, length)
