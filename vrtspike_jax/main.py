@@ -5,6 +5,7 @@ failed (diverged, full disk), 2 bad input, 130 Ctrl-C, 143 SIGTERM (both saved a
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import ml_collections
@@ -18,12 +19,13 @@ from vrtspike_jax.training.score_workdir import score_workdir
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file; fields by --config.field=value.")
-flags.DEFINE_string("workdir", None, "Directory of checkpoints, metrics and pictures.")
+flags.DEFINE_string(
+    "workdir", None, "Directory of checkpoints, metrics and pictures; else runs/<config's name>."
+)
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score the workdir's checkpoint.")
 flags.DEFINE_string("coordinator", None, "host:port of the first of several hosts.")
 flags.DEFINE_integer("num_hosts", None, "How many hosts take part.", lower_bound=1)
 flags.DEFINE_integer("host_index", None, "Which of them this is, from 0.", lower_bound=0)
-flags.mark_flags_as_required(["workdir"])
 
 
 def main(argv: list[str]) -> int:
@@ -31,16 +33,22 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         print(f"error: unexpected argument {argv[1]!r}", file=sys.stderr)
         return 2
-    return dispatch(FLAGS.config, FLAGS.workdir, FLAGS.mode)
+    workdir = FLAGS.workdir
+    if workdir is None and FLAGS.config is not None:
+        name = config_flags.get_config_filename(FLAGS["config"])
+        workdir = f"runs/{Path(name.partition(':')[0]).stem}"
+    return dispatch(FLAGS.config, workdir, FLAGS.mode)
 
 
-def dispatch(config: ml_collections.ConfigDict | None, workdir: str, mode: str) -> int:
+def dispatch(config: ml_collections.ConfigDict | None, workdir: str | None, mode: str) -> int:
     """Trains or scores; what a user can mend becomes one line instead of a traceback.
 
     Returns:
         The exit code.
     """
     try:
+        if workdir is None:
+            raise ValueError("--workdir is missing, and there is no --config to name it after")
         join_hosts(FLAGS.coordinator, FLAGS.num_hosts, FLAGS.host_index)
         if mode == "eval":
             return score_workdir(config, workdir)
