@@ -91,6 +91,16 @@ def test_the_choice_of_tiles_recovers_when_memory_is_not_proportional():
     assert choice.grid != plan_grid((720, 1280), (360, 640))
 
 
+def test_the_choice_of_tiles_recovers_when_the_compiler_runs_out_of_memory():
+    def measure(grid):
+        pixels = grid.rows.tile * grid.cols.tile
+        return float("inf") if pixels > 100_000 else 10 * pixels
+
+    choice = planning.choose_grid((1080, 1920), (540, 960), 32, 1_500_000, measure)
+    assert choice.bytes_needed <= 1_500_000
+    assert choice.grid.rows.overlap >= 32 and choice.grid.cols.overlap >= 32
+
+
 def test_one_shape_is_compiled_whatever_the_number_of_frames():
     traces = []
 

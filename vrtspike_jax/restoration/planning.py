@@ -14,8 +14,9 @@ from vrtspike_jax.restoration.tiling import MINIMUM, Grid, plan_grid
 # batch; on CPU also for everything else on the machine.
 HEADROOM = 0.9
 CPU_HEADROOM = 0.6
-# Sides of the tile that is compiled to learn how much memory a pixel takes.
-REFERENCE = 256
+# Sides of the tile that is compiled to learn how much memory a pixel takes. Frames up to this size
+# need no second compilation.
+REFERENCE = 512
 
 
 class TooLargeError(ValueError):
@@ -48,11 +49,11 @@ def choose_grid(
     spike_size: tuple[int, int],
     overlap: int | None,
     limit: float,
-    measure: Callable[[Grid], int],
+    measure: Callable[[Grid], float],
 ) -> Choice:
     """The grid that computes the fewest pixels and fits in memory; whole frames if they fit.
 
-    Memory grows in proportion to a tile's pixels. One tile of about 256 x 256 is compiled to learn
+    Memory grows in proportion to a tile's pixels. One tile of about 512 x 512 is compiled to learn
     the factor, then the chosen grid to check it (the same one where that is the choice).
 
     Args:
@@ -60,15 +61,16 @@ def choose_grid(
       spike_size: height and width of the spikes.
       overlap: pixels that neighbouring tiles share at least; None: `default_overlap`.
       limit: bytes that a call may take.
-      measure: compiles for a grid and says how many bytes a call takes. Called twice or so.
+      measure: compiles for a grid and says how many bytes a call takes, or infinity where the
+        compiler itself runs out of memory. Called twice or so.
 
     Raises:
       TooLargeError: not even tiles of 64 x 64 fit.
     """
     reference = plan_grid(frame_size, spike_size, REFERENCE, _overlap(overlap, REFERENCE))
     known = {_shape(reference): measure(reference)}
-    rate = known[_shape(reference)] / math.prod(_shape(reference))
-    for _ in range(6):
+    rate = _rate(known[_shape(reference)], _shape(reference), limit)
+    for _ in range(8):
         grid = _fewest_pixels(frame_size, spike_size, overlap, limit / rate)
         if grid is None:
             break
@@ -78,12 +80,17 @@ def choose_grid(
         if known[shape] <= limit:
             return Choice(grid, known[shape])
         # Larger than proportional: expect as much of every other tile.
-        rate = max(rate * 1.05, known[shape] / math.prod(shape))
+        rate = max(rate * 1.05, _rate(known[shape], shape, limit))
     raise TooLargeError(
         f"restoring a tile of {MINIMUM} x {MINIMUM} takes about "
         f"{rate * MINIMUM**2 / 2**20:.0f} MiB, but only {limit / 2**20:.0f} MiB may be used; "
         "use a shorter clip or free some memory"
     )
+
+
+def _rate(needed: float, shape: tuple[int, int], limit: float) -> float:
+    """Bytes a pixel. Of what cannot be compiled, twice the limit is as good a guess as any."""
+    return (2 * limit if math.isinf(needed) else needed) / math.prod(shape)
 
 
 def _fewest_pixels(
@@ -94,9 +101,10 @@ def _fewest_pixels(
         tile = tuple(
             _side(size, count, overlap) for size, count in zip(frame_size, splits, strict=True)
         )
-        if math.prod(tile) > most or min(tile) < MINIMUM:
+        shared = _overlap(overlap, min(tile))
+        if math.prod(tile) > most or shared >= min(tile):
             continue
-        grid = plan_grid(frame_size, spike_size, tile, _overlap(overlap, min(tile)))
+        grid = plan_grid(frame_size, spike_size, tile, shared)
         area = math.prod(_shape(grid))
         # Of equal costs the larger tile, which sees more.
         cost = len(grid.tiles) * area - 1e-6 * area

@@ -138,8 +138,13 @@ class Restorer:
         if not self.voxels.bins:
             spike_size = frame_size
 
-        def measure(grid: Grid) -> int:
-            return self._compile(grid, length, dtype)[1]
+        def measure(grid: Grid) -> float:
+            try:
+                return self._compile(grid, length, dtype)[1]
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                return math.inf  # the compiler tries kernels out, in the memory that is free
 
         if tile is None:
             limit = planning.memory_limit(self.devices)
