@@ -41,7 +41,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     init.params = ""
     # Flow network's weights under VRT's names (.npz, .safetensors); "": random, which is a choice
     # to be made knowingly: alignment then has to be learned from nothing.
-    init.spynet = "weights/spynet_sintel_final.npz"
+    # `vrtspike convert` makes the file.
+    init.spynet = "weights/spynet.safetensors"
     return config
 
 
@@ -118,7 +119,7 @@ def loss_config() -> ml_collections.ConfigDict:
     loss.charbonnier_delta = 1e-3  # grey values of 0..1; > 0
     loss.vgg_weight = 0.1  # perceptual loss; 0: none, and no file is needed
     loss.vgg_layers = ("relu3_3",)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-    loss.vgg_path = "weights/vgg16.safetensors"  # from scripts/convert_vgg16.py
+    loss.vgg_path = "weights/vgg16.safetensors"  # from `vrtspike convert`
     loss.vgg_dtype = "bfloat16"  # compute dtype of VGG
     return loss
 

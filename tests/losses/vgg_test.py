@@ -101,7 +101,7 @@ def test_bfloat16_compute_stays_near_float32(shallow):
 
 
 def test_a_missing_file_says_where_it_looked_and_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match=r"(?s)none\.safetensors.*convert_vgg16.*vgg_weight=0"):
+    with pytest.raises(ValueError, match=r"(?s)none\.safetensors.*vrtspike convert.*vgg_weight=0"):
         load_vgg16(tmp_path / "none.safetensors")
 
 

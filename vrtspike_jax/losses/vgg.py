@@ -132,7 +132,7 @@ def load_vgg16(path: str | os.PathLike, layers: Sequence[str] = ("relu3_3",)) ->
         raise ValueError(
             f"VGG16 weights not found: looked for {path.absolute()}. The perceptual loss needs "
             "torchvision's vgg16-397923af.pth converted to .safetensors: run "
-            f"`python scripts/convert_vgg16.py --output={path}` where PyTorch is installed, point "
+            f"`vrtspike convert vgg16-397923af.pth {path}` where PyTorch is installed, point "
             "config.loss.vgg_path at the result, or set config.loss.vgg_weight=0 to train without."
         )
     arrays = _read(path)
