@@ -109,7 +109,7 @@ def train_workload(config, batch: int, frames: int, height: int, width: int) -> 
     )
     mesh = sharding.make_mesh(config.mesh, batch)
     tx = optimizer.gradient_transformation(config.optim)
-    state = create_state(params, tx, use_ema=config.optim.ema_decay > 0)
+    state = create_state(params, tx, config.optim)
     state = jax.device_put(state, sharding.state_shardings(state, mesh))
     recipe = Recipe.from_config(config)
     step = build_train_step(model, tx, recipe, mesh, state)

@@ -81,7 +81,7 @@ def test_a_checkpoint_says_what_it_is(vrtspike, checkpoint):
     result = vrtspike("inspect", checkpoint, "--json", "-")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["kind"] == "checkpoint" and found["step"] == 7 and found["parameters"] == 1
+    assert found["kind"] == "checkpoint" and found["step"] == 7 and found["parameters"] == 2
     assert found["metrics"] == {"psnr_rgb": 30.0}
     assert found["config"]["model"]["name"] == "gain" and "jax" in found["versions"]
     assert found["damage"] is None

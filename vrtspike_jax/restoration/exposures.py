@@ -200,7 +200,7 @@ def _cut_by_log(
     dat: DatFile, cutting: Cutting, frame_names: Sequence[str], frames: Path
 ) -> list[tuple[int, int]]:
     log = AlignmentLog(cutting.log, cutting.steps_per_second)
-    guesses = [cutting.sequence] if cutting.sequence else [frames.stem, frames.parent.name]
+    guesses = [cutting.sequence] if cutting.sequence else _sequence_names(frames)
     windows = []
     for position, name in enumerate(frame_names):
         number = int(name) if name.isdigit() else position
@@ -212,6 +212,13 @@ def _cut_by_log(
             )
         windows.append((first, last - first))
     return windows
+
+
+def _sequence_names(frames: Path) -> list[str]:
+    """What `sequence.mp4`, `sequence/blur` or `split/sequence/blur` may be called in a log."""
+    folder, parent = frames.absolute(), frames.absolute().parent
+    names = [folder.stem, f"{parent.name}/{folder.stem}", f"{parent.parent.name}/{parent.name}"]
+    return [*names, parent.name]
 
 
 def _look_up(log: AlignmentLog, sequences: list[str], frame: int) -> tuple[int, int]:
