@@ -46,8 +46,8 @@ def render(content: Content, title: str, widest: int = 1280) -> str:
     body = [
         f"<header><h1>{escape(title)}</h1>{_facts(content.facts)}</header><main>",
         _scores(content),
-        _curves(content),
         *(_clip(number, clip, widest) for number, clip in enumerate(content.clips)),
+        _curves(content),
         "</main>",
     ]
     return (
@@ -93,12 +93,13 @@ def _rows(sequence: str, means: dict[str, dict[str, float]], metrics: list[str])
 
 
 def _curves(content: Content) -> str:
-    if not (content.psnr or content.rates):
+    if not content.rates:
         return ""
     parts = []
-    for curve in content.psnr:
-        parts.append(_curve(curve, "PSNR of each frame", "dB"))
+    psnr = {curve.sequence: curve for curve in content.psnr}
     for curve in content.rates:
+        if curve.sequence in psnr:
+            parts.append(_curve(psnr[curve.sequence], "PSNR of each frame", "dB"))
         parts.append(_curve(curve, "Firing rate of each frame", "rate"))
     heading = '<section aria-labelledby="curves"><h2 id="curves">Frame by frame</h2>'
     return f'{heading}<div class="curves">{"".join(parts)}</div></section>'
