@@ -116,9 +116,12 @@ def _curve(curve: Curve, what: str, unit: str) -> str:
 
 def _clip(number: int, clip: Clip, widest: int) -> str:
     kinds = [kind for kind in KINDS if kind in clip.pictures]
-    right = "restored" if "restored" in kinds else kinds[-1]
+    right = next(kind for kind in ("restored", "sharp", "tfp", "blurred") if kind in kinds)
     name = f"{clip.sequence}, frame {clip.frame}"
     height, width = clip.pictures["blurred"].shape[:2]
+    # Neither higher than the screen, nor small frames blown up to fill it.
+    widest_shown = f"min(100%, {85 * width / height:.1f}vh, max(20rem, {3 * width}px))"
+    shape = f"aspect-ratio:{width}/{height};max-width:{widest_shown}"
     # Without the script the two halves still show; it changes these classes.
     sides = {"blurred": ' class="left"', right: ' class="right"'}
     pictures = "".join(
@@ -130,7 +133,7 @@ def _clip(number: int, clip: Clip, widest: int) -> str:
         f'<section class="clip" aria-labelledby="clip{number}"><h2 id="clip{number}">'
         f"{escape(name)}</h2>{_clip_scores(clip)}"
         f'<div class="compare" data-left="blurred" data-right="{right}">'
-        f'<div class="stage" style="aspect-ratio:{width}/{height}">{pictures}'
+        f'<div class="stage" style="{shape}">{pictures}'
         '<div class="handle" aria-hidden="true"></div>'
         '<input type="range" min="0" max="100" value="50" step="1" '
         f'aria-label="{escape(f"How much of the left picture to show, {name}")}"></div>'
