@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from damage import VALUES, changed, damage, damaged
 from harness import Target
@@ -26,9 +25,9 @@ from vrtspike_jax.models.build import build_model
 from vrtspike_jax.training import checkpoint_files as files
 from vrtspike_jax.training import checkpoints
 from vrtspike_jax.training.config import changes, to_plain
+from vrtspike_jax.training.initialise import initial_state
 from vrtspike_jax.training.metrics_log import truncate
-from vrtspike_jax.training.optimizer import gradient_transformation
-from vrtspike_jax.training.state import create_state
+from vrtspike_jax.training.sharding import make_mesh
 
 _DAMAGED = (files.DamagedCheckpointError, files.CheckpointMismatchError)
 
@@ -51,9 +50,8 @@ def targets(folder: Path) -> list[Target]:
 
 def _save(workdir: Path, config) -> Path:
     model = build_model(config.model)
-    frames, voxels = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 2, 8, 8, 4))
-    params = jax.jit(model.init)(jax.random.key(0), frames, voxels)["params"]
-    state = create_state(params, gradient_transformation(config.optim), use_ema=True)
+    state = initial_state(model, config, make_mesh(config.mesh, None, jax.devices()[:1]))
+    params = state.params
     meta = files.Meta(
         step=3,
         config=to_plain(config),
