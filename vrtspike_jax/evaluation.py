@@ -29,8 +29,10 @@ METHODS = {
 # What an exact copy scores; infinity would spoil means and is not JSON.
 HIGHEST_PSNR = 100.0
 
-# (blur uint8 (T, H, W, 3), counts uint8 (T, Hs, Ws, K)) -> restored float32 (T, H, W, 3) in 0..1.
-Restore = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (blur uint8 (T, H, W, 3), counts uint8 (T, Hs, Ws, K)) of clips of one size -> their restored
+# frames, float32 (T, H, W, 3) in 0..1.
+Restore = Callable[[list[tuple[np.ndarray, np.ndarray]]], list[np.ndarray]]
+Clip = Mapping[str, np.ndarray]
 Scores = dict[str, float]
 
 
@@ -96,8 +98,9 @@ class Evaluation:
 
 def evaluate(
     restore: Restore,
-    clips: Iterable[tuple[str, Mapping[str, np.ndarray]]],
+    clips: Iterable[tuple[str, Clip]],
     bins: int,
+    batch_size: int = 1,
     baselines: bool = False,
     strips: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -109,37 +112,64 @@ def evaluate(
         clips: (sequence, clip) with `blur`, `sharp` uint8 (T, H, W, 3) and `spikes` uint8, raw
             (T, S, Hs, Ws) of 0 and 1; `new` bool (T,) may mark the frames to count.
         bins: time bins K of the voxels that `restore` takes.
+        batch_size: how many clips to hand to `restore` at once, where their sizes agree.
         baselines: also score TFP and TFI.
         strips: how many pictures of the first clips' middle frames to keep.
-        should_stop: asked before each clip.
+        should_stop: asked before each batch.
 
     Raises:
         StoppedError: `should_stop` said so.
         ValueError: there are no clips.
     """
     result = Evaluation()
-    for name, clip in clips:
+    for batch in _batches(clips, batch_size):
         if should_stop():
             raise StoppedError
-        blur, sharp = clip["blur"], clip["sharp"]
-        counts = np.stack([voxel_counts(exposure, bins) for exposure in clip["spikes"]])
-        restored = restore(blur, counts)
-        candidates = {"blurred": blur, "restored": restored}
-        if baselines:
-            candidates |= dict(spike_reconstructions(blur, clip["spikes"]))
-        # Clips that reach back at a sequence's end show some frames again; they count once.
-        new = np.flatnonzero(clip.get("new", np.ones(len(blur), bool)))
-        for method, frames in candidates.items():
-            scores = [score_frame(frames[i], sharp[i]) for i in new]
-            result.frames.setdefault((name, method), []).extend(scores)
-        if len(result.strips) < strips:
-            middle = len(blur) // 2
-            picture = strip(blur[middle], restored[middle], sharp[middle])
-            result.strips.append((f"{len(result.strips):02d}_{name}", picture))
-        result.clips += 1
+        inputs = [
+            (clip["blur"], np.stack([voxel_counts(e, bins) for e in clip["spikes"]]))
+            for _, clip in batch
+        ]
+        for (name, clip), restored in zip(batch, restore(inputs), strict=True):
+            _score_clip(result, name, clip, restored, baselines)
+            if len(result.strips) < strips:
+                middle = len(restored) // 2
+                picture = strip(clip["blur"][middle], restored[middle], clip["sharp"][middle])
+                result.strips.append((f"{len(result.strips):02d}_{name}", picture))
     if not result.clips:
         raise ValueError("no clips to score: the evaluation split is empty")
     return result
+
+
+def _score_clip(
+    result: Evaluation, name: str, clip: Clip, restored: np.ndarray, baselines: bool
+) -> None:
+    blur, sharp = clip["blur"], clip["sharp"]
+    candidates = {"blurred": blur, "restored": restored}
+    if baselines:
+        candidates |= dict(spike_reconstructions(blur, clip["spikes"]))
+    # Clips that reach back at a sequence's end show some frames again; they count once.
+    new = np.flatnonzero(clip.get("new", np.ones(len(blur), bool)))
+    for method, frames in candidates.items():
+        scores = [score_frame(frames[i], sharp[i]) for i in new]
+        result.frames.setdefault((name, method), []).extend(scores)
+    result.clips += 1
+
+
+def _batches(
+    clips: Iterable[tuple[str, Clip]], batch_size: int
+) -> Iterator[list[tuple[str, Clip]]]:
+    """Neighbouring clips of equal size, at most `batch_size` of them."""
+    batch: list[tuple[str, Clip]] = []
+    for name, clip in clips:
+        same = not batch or all(
+            clip[key].shape[-3:] == batch[0][1][key].shape[-3:] for key in ("blur", "spikes")
+        )
+        if batch and (len(batch) == batch_size or not same):
+            yield batch
+            batch = []
+        batch.append((name, clip))
+    if batch:
+        yield batch
 
 
 def score_frame(image: np.ndarray, sharp: np.ndarray) -> Scores:

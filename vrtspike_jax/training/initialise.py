@@ -1,5 +1,6 @@
 """The first parameters: random, or from files that the config names."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
-from vrtspike_jax.convert import from_torch
-
+from vrtspike_jax.convert import from_torch, read_state_dict
 from vrtspike_jax.losses import load_vgg16
 from vrtspike_jax.models.spynet import SpyNet
 from vrtspike_jax.training import optimizer
@@ -24,7 +25,27 @@ from vrtspike_jax.training.state import TrainState, create_state
 
 def abstract_params(model: nn.Module, config: ml_collections.ConfigDict) -> Any:
     """Shapes of the parameters, without computing anything."""
-    return jax.eval_shape(_init_fn(model, config), jax.random.key(0))
+    return _trace_init(model, *_input_shapes(model, config))[1]
+
+
+def random_params(model: nn.Module, config: ml_collections.ConfigDict) -> Any:
+    """The parameters that `model.init` draws for `config.seed`.
+
+    Run as a whole, `init` computes a forward pass for nothing; compiled as a whole, its hundreds of
+    random draws take XLA's CPU compiler minutes. Here what is left of it without the forward pass
+    runs operation by operation, each compiled once for its shape, and unoptimised.
+    """
+    closed, shapes = _trace_init(model, *_input_shapes(model, config))
+    needed, _ = partial_eval.dce_jaxpr(
+        closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
+    )
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        leaves = jax.core.eval_jaxpr(needed, closed.consts, jax.random.key(config.seed))
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def initial_state(model: nn.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
@@ -38,20 +59,22 @@ def initial_state(model: nn.Module, config: ml_collections.ConfigDict, mesh: Mes
     Raises:
         ValueError: a file that `config.init` names is missing or does not fit.
     """
-    create, key = _create_fn(model, config), jax.random.key(config.seed)
-    shardings = state_shardings(jax.eval_shape(create, key), mesh)
-    state = jax.jit(create, out_shardings=shardings)(key)
     if config.init.params:
-        state = _with_params(state, _load_params(config.init.params, model, state.params))
-    elif config.init.spynet:
-        loaded = load_spynet(config.init.spynet)
-        state = _with_params(state, replace_spynet(state.params, loaded, config.init.spynet))
-    return state
+        params = _load_params(config.init.params, model, abstract_params(model, config))
+    else:
+        params = random_params(model, config)
+        if config.init.spynet:
+            loaded = load_spynet(config.init.spynet)
+            params = replace_spynet(params, loaded, config.init.spynet)
+    params = put_tree(params, state_shardings(params, mesh))
+    create = _create_fn(config)
+    shardings = state_shardings(jax.eval_shape(create, params), mesh)
+    return jax.jit(create, out_shardings=shardings)(params)
 
 
 def abstract_state(model: nn.Module, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of `initial_state`, without computing anything."""
-    shapes = jax.eval_shape(_create_fn(model, config), jax.random.key(0))
+    shapes = jax.eval_shape(_create_fn(config), abstract_params(model, config))
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -96,26 +119,29 @@ def replace_spynet(params: Any, spynet: Any, path: str) -> Any:
     raise ValueError("config.init.spynet is set, but the model has no flow network")
 
 
-def _init_fn(model: nn.Module, config: ml_collections.ConfigDict) -> Callable[[jax.Array], Any]:
+def _input_shapes(
+    model: nn.Module, config: ml_collections.ConfigDict
+) -> tuple[tuple[int, ...], ...]:
     data = config.data
     side = data.crop_size or 64
-    frames = jax.ShapeDtypeStruct((1, data.clip_length, side, side, 3), jnp.float32)
-    voxels = jax.ShapeDtypeStruct((1, data.clip_length, side, side, data.voxel.bins), jnp.float32)
-    inputs = (frames, voxels) if hasattr(model, "spike_bins") else (frames,)
+    frames = (1, data.clip_length, side, side, 3)
+    voxels = (1, data.clip_length, side, side, data.voxel.bins)
+    return (frames, voxels) if hasattr(model, "spike_bins") else (frames,)
+
+
+@functools.lru_cache(maxsize=4)
+def _trace_init(model: nn.Module, *inputs: tuple[int, ...]) -> tuple[Any, Any]:
+    """`model.init` as a jaxpr of the key, and the shapes of the parameters."""
 
     def init(key: jax.Array) -> Any:
-        # Under jit nothing of the forward pass is left but the parameters.
-        return model.init(key, *(jnp.zeros(i.shape, i.dtype) for i in inputs))["params"]
+        return model.init(key, *(jnp.zeros(shape) for shape in inputs))["params"]
 
-    return init
+    return jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
 
 
-def _create_fn(
-    model: nn.Module, config: ml_collections.ConfigDict
-) -> Callable[[jax.Array], TrainState]:
+def _create_fn(config: ml_collections.ConfigDict) -> Callable[[Any], TrainState]:
     tx = optimizer.gradient_transformation(config.optim)
-    init = _init_fn(model, config)
-    return lambda key: create_state(init(key), tx, config.optim.ema_decay > 0)
+    return lambda params: create_state(params, tx, config.optim)
 
 
 def _load_params(path: str, model: nn.Module, wanted: Any) -> Any:
@@ -140,9 +166,3 @@ def _same_shapes(params: Any, wanted: Any, path: str) -> Any:
             f"wanted {needed.get(name, 'absent')}"
         )
     return params
-
-
-def _with_params(state: TrainState, params: Any) -> TrainState:
-    params = put_tree(params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
-    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema_params=ema)

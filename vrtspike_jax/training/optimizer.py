@@ -1,5 +1,7 @@
 """The optimiser: learning-rate schedule, gradient transformation, and the slower flow network.
 
+It works on parameters in two groups, `flow` and `rest` (see `packing`).
+
 The update of optimiser step `s` is
 
     params <- params - lr(s) * flow(s) * transform(clip(grads))
@@ -9,12 +11,12 @@ step alone, not on counters inside the Optax state, so a skipped (non-finite) st
 the schedule and a resumed run sees the same rates.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+
+from vrtspike_jax.training.packing import Groups
 
 OPTIMIZERS = ("adamw", "adamw_bf16", "adafactor")
 
@@ -47,6 +49,11 @@ def learning_rate_schedule(
     )
 
 
+def is_flat(name: str) -> bool:
+    """Whether an optimiser treats all numbers alike, so that it may see them as one vector."""
+    return name != "adafactor"
+
+
 def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimiser's direction (before the learning rate).
 
@@ -74,22 +81,6 @@ def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientT
     return optax.chain(clip, direction, optax.add_decayed_weights(optim.weight_decay))
 
 
-def flow_mask(params: optax.Params, modules: Sequence[str]) -> optax.Params:
-    """True at every parameter that lies below a module named in `modules`.
-
-    Args:
-        params: nested dictionaries of arrays (or of their shapes).
-        modules: names to look for anywhere in a parameter's path, e.g. ("spynet",).
-
-    Returns:
-        The same tree with a bool at each leaf.
-    """
-    names = set(modules)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(getattr(key, "key", None) in names for key in path), params
-    )
-
-
 def flow_factor(step: jax.Array, scale: float, freeze_steps: int) -> jax.Array:
     """What the learning rate of the flow network is multiplied by at `step`.
 
@@ -108,18 +99,22 @@ def flow_factor(step: jax.Array, scale: float, freeze_steps: int) -> jax.Array:
     return jnp.where(step < freeze_steps, 0.0, scale).astype(jnp.float32)
 
 
-def hold_frozen(grads: optax.Updates, mask: optax.Params, factor: jax.Array) -> optax.Updates:
-    """Gradients with zeros where `mask` is True and `factor` is 0.
+def hold_frozen(grads: Groups, factor: jax.Array) -> Groups:
+    """Gradients with zeros for the flow network where `factor` is 0.
 
     A frozen network takes no part in the clipping norm and leaves no trace in the moments, as if
     its parameters had `requires_grad = False`.
     """
     alive = (factor > 0).astype(jnp.float32)
-    return jax.tree.map(lambda g, flow: g * alive.astype(g.dtype) if flow else g, grads, mask)
+    return grads | {"flow": jax.tree.map(lambda g: g * alive, grads["flow"])}
 
 
-def scale_updates(
-    updates: optax.Updates, mask: optax.Params, rate: jax.Array, factor: jax.Array
-) -> optax.Updates:
-    """`-rate * update`, times `factor` where `mask` is True."""
-    return jax.tree.map(lambda u, flow: u * -(rate * factor if flow else rate), updates, mask)
+def apply_direction(
+    params: Groups, direction: Groups, rate: jax.Array, factor: jax.Array
+) -> Groups:
+    """`params - rate * direction`, with `rate * factor` for the flow network."""
+    rates = {"flow": rate * factor, "rest": rate}
+    return {
+        name: jax.tree.map(lambda p, d, r=rates[name]: p - r * d, params[name], direction[name])
+        for name in params
+    }

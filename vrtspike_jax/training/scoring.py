@@ -46,6 +46,8 @@ class Scorer:
         self._step = jax.jit(step, out_shardings=replicated(mesh))
         self._config = config
         self._mesh = mesh
+        # One clip, or tile, for each device that shares the batch.
+        self._batch_size = mesh.shape["data"] * mesh.shape["fsdp"]
         self._clips = eval_clips(config.data)
         if max_clips and len(self._clips) > max_clips:
             every = math.ceil(len(self._clips) / max_clips)
@@ -70,18 +72,20 @@ class Scorer:
             StoppedError: `should_stop` said so.
         """
         restore, bins = self.restore_with(params), self._config.data.voxel.bins
-        return evaluate(restore, self._clips, bins, baselines, strips, should_stop)
+        return evaluate(
+            restore, self._clips, bins, self._batch_size, baselines, strips, should_stop
+        )
 
     def restore_with(self, params: Any) -> Restore:
-        """(blur, counts) of one clip -> restored frames, in tiles where the config says so."""
+        """Restores a batch of clips, in tiles where the config says so."""
         tile = self._config.eval.tile_size or None
         overlap = self._config.eval.tile_overlap if tile else 0
-        batch = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         apply = functools.partial(self._apply, params)
 
-        def restore(blur: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        def restore(clips: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+            blur, counts = clips[0]
             grid = plan_grid(blur.shape[1:3], counts.shape[1:3], tile, overlap)
-            return restore_tiled(apply, blur, counts, grid, batch)
+            return restore_tiled(apply, clips, grid, self._batch_size)
 
         return restore
 

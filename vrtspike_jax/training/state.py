@@ -5,7 +5,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
+
+from vrtspike_jax.training.optimizer import is_flat
+from vrtspike_jax.training.packing import pack
 
 
 @flax.struct.dataclass
@@ -17,7 +21,7 @@ class TrainState:
             random numbers and equals the position in the data.
         params: float32 parameters.
         ema_params: their exponential moving average, or None.
-        opt_state: the Optax state.
+        opt_state: the Optax state, of packed parameters.
         skipped: updates skipped because a loss or gradient was not finite; int32.
         skipped_in_row: how many of them directly precede this step; int32.
         loss_ema: moving average of the finite losses, against which a spike is told; float32.
@@ -34,14 +38,17 @@ class TrainState:
     loss_spikes: jax.Array
 
 
-def create_state(params: Any, tx: optax.GradientTransformation, use_ema: bool) -> TrainState:
+def create_state(
+    params: Any, tx: optax.GradientTransformation, optim: ml_collections.ConfigDict
+) -> TrainState:
     """A state at step 0.
 
     Args:
         params: float32 parameters.
         tx: from `optimizer.gradient_transformation`.
-        use_ema: keep a moving average of the parameters (costs their size once more).
+        optim: `config.optim`; `name`, `flow_modules` and `ema_decay` are read.
     """
+    packed = pack(params, optim.flow_modules, is_flat(optim.name))
 
     # One array each: arrays that share a buffer cannot be donated together.
     def zero(dtype: jnp.dtype) -> jax.Array:
@@ -50,8 +57,8 @@ def create_state(params: Any, tx: optax.GradientTransformation, use_ema: bool) -
     return TrainState(
         step=zero(jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.array, params) if use_ema else None,
-        opt_state=tx.init(params),
+        ema_params=jax.tree.map(jnp.array, params) if optim.ema_decay else None,
+        opt_state=tx.init(packed),
         skipped=zero(jnp.int32),
         skipped_in_row=zero(jnp.int32),
         loss_ema=zero(jnp.float32),
