@@ -104,7 +104,7 @@ def deform_case(noise: float, n: int = 8, size: int = 256, channels: int = 96) -
     def make(key: Array) -> tuple:
         keys = jax.random.split(key, 4)
         [x] = _normal(keys[0], (n, size, size, channels))
-        [raw] = _normal(keys[1], (n, size, size, 9, 3, groups), scale=noise / magnitude)
+        [raw] = _normal(keys[1], (n, size, size, groups // 4, 9, 3, 4), scale=noise / magnitude)
         coarse = 8 * jax.random.normal(keys[2], (n, size // 32, size // 32, 1, 2))
         flow = jax.image.resize(coarse, (n, size, size, 1, 2), "linear")
         weight = 0.03 * jax.random.normal(keys[3], (3, 3, channels, channels))

@@ -1,6 +1,11 @@
 """Differentiable operations that the models share, each with a plain reference."""
 
-from vrtspike_jax.ops.deform_conv import deform_conv2d, flow_guided_deform_conv, raw_channels
+from vrtspike_jax.ops.deform_conv import (
+    deform_conv2d,
+    flow_guided_deform_conv,
+    quad_size,
+    raw_channels,
+)
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
@@ -11,6 +16,7 @@ __all__ = [
     "flow_guided_deform_conv",
     "flow_warp",
     "gated_mlp",
+    "quad_size",
     "raw_channels",
     "resize_align_corners",
     "resize_bilinear",

@@ -100,14 +100,16 @@ def deform_conv2d(
             f"deform_conv2d: offset {offset.shape} and mask {mask.shape}, want "
             f"{(n, h, w, deformable, TAPS, 2)} and {(n, h, w, deformable, TAPS)}"
         )
-    raw = jnp.stack([offset[..., 0], offset[..., 1], mask.astype(offset.dtype)], axis=-1)
-    raw = raw.transpose(0, 1, 2, 4, 5, 3)
+    raw = jnp.concatenate([offset, mask[..., None].astype(offset.dtype)], axis=-1)
+    quad = quad_size(deformable, 1, c_in)
+    raw = raw.reshape(n, h, w, deformable // quad, quad, TAPS, 3)
+    raw = raw.transpose(0, 1, 2, 3, 5, 6, 4)
     return _convolve(x, raw, None, weight, bias, None, implementation)
 
 
 def flow_guided_deform_conv(
     x: Float[Array, "n h w c_in"],
-    raw: Float[Array, "n h w 9 3 g"],
+    raw: Float[Array, "n h w quads 9 3 quad"],
     flow: Float[Array, "n h w s 2"],
     weight: Float[Array, "3 3 c_in_per_group c_out"],
     bias: Float[Array, " c_out"] | None,
@@ -117,10 +119,11 @@ def flow_guided_deform_conv(
     """Deformable convolution with offsets magnitude * tanh(raw) + flow, modulated by sigmoid(raw).
 
     Args:
-        x: Input features; their channels form g deformable groups.
-        raw: For each tap, the row, the column and the modulation, before their activations; any
-            float dtype. `raw_channels` says how this order follows from the published one.
-        flow: Displacements (x, y) in pixels of S sources, each for g / S consecutive groups.
+        x: Input features; their channels form G = quads * quad deformable groups.
+        raw: For each tap, the rows, the columns and the modulations of a few neighbouring groups,
+            before their activations; any float dtype. `raw_channels` tells how this order follows
+            from the published one. The kernels need the number of groups that `quad_size` gives.
+        flow: Displacements (x, y) in pixels of S sources, each for G / S consecutive groups.
         weight: As in `deform_conv2d`.
         bias: As in `deform_conv2d`.
         magnitude: Bound of the learned part of the offset, in pixels.
@@ -132,8 +135,13 @@ def flow_guided_deform_conv(
     Raises:
         ValueError: if the shapes do not fit together, or for an unknown implementation.
     """
-    groups, sources = raw.shape[-1], flow.shape[-2]
-    if raw.shape != (*x.shape[:3], TAPS, 3, groups) or groups % sources or x.shape[-1] % groups:
+    groups, sources = raw.shape[3] * raw.shape[-1], flow.shape[-2]
+    if (
+        raw.shape[:3] != x.shape[:3]
+        or raw.shape[4:6] != (TAPS, 3)
+        or groups % sources
+        or x.shape[-1] % groups
+    ):
         raise ValueError(
             f"flow_guided_deform_conv: input {x.shape}, raw {raw.shape}, flow {flow.shape} do not "
             "fit together"
@@ -142,16 +150,30 @@ def flow_guided_deform_conv(
     return _convolve(x, raw, flow, weight, bias, float(magnitude), implementation)
 
 
-def raw_channels(groups: int) -> Int[np.ndarray, " channels"]:
-    """Published channel (all groups' offsets, then modulation) for each of 9 * 3 * groups here.
+def quad_size(groups: int, sources: int, channels: int) -> int:
+    """How many of a source's neighbouring deformable groups to handle together.
 
-    Published: (group, tap, (y, x)), then (group, tap). Here: (tap, (y, x, modulation), group).
+    Their channels, each group's padded to a power of two, should be about 32: as much as a
+    kernel's tile holds.
     """
-    group, tap, axis = np.meshgrid(*map(np.arange, (groups, TAPS, 2)), indexing="ij")
-    order = np.zeros((TAPS, 3, groups), np.int32)
-    order[tap, axis, group] = (group * TAPS + tap) * 2 + axis
-    order[tap[..., 0], 2, group[..., 0]] = 2 * groups * TAPS + (group * TAPS + tap)[..., 0]
-    return order.reshape(-1)
+    padded = 1 << (channels // groups - 1).bit_length()
+    quad = max(1, 32 // padded)
+    while groups // sources % quad:
+        quad //= 2
+    return quad
+
+
+def raw_channels(groups: int, quad: int) -> Int[np.ndarray, " channels"]:
+    """Published channel (all groups' offsets, then modulation) for each of groups * 27 here.
+
+    Published: (group, tap, (y, x)), then (group, tap). Here: (group // quad, tap, (y, x,
+    modulation), group % quad).
+    """
+    offsets = np.arange(groups * TAPS * 2).reshape(groups, TAPS, 2)
+    modulation = offsets.size + np.arange(groups * TAPS).reshape(groups, TAPS, 1)
+    channels = np.concatenate([offsets, modulation], axis=-1)
+    channels = channels.reshape(groups // quad, quad, TAPS, 3).transpose(0, 2, 3, 1)
+    return channels.reshape(-1)
 
 
 def _convolve(
@@ -165,13 +187,15 @@ def _convolve(
 ) -> Array:
     dispatch.check("deform_conv2d", implementation, IMPLEMENTATIONS)
     kernels = None if implementation == "xla" else dispatch.kernels("pallas_deform")
+    groups = raw.shape[3] * raw.shape[-1]
     plan = None
     if kernels is not None:
         plan = kernels.make_plan(
             size=x.shape[:3],
-            groups=raw.shape[-1],
+            groups=groups,
+            quad=raw.shape[-1],
             sources=1 if flow is None else flow.shape[-2],
-            channels=x.shape[-1] // raw.shape[-1],
+            channels=x.shape[-1] // groups,
             features=weight.shape[-1],
             magnitude=magnitude,
             interpret=implementation == "interpret",
@@ -189,10 +213,12 @@ def _reference(
     """Samples columns, then multiplies them with the filter."""
     n, h, w, c_in = x.shape
     c_in_per_group, c_out = weight.shape[2:]
-    raw = raw.astype(jnp.float32)
-    offset, modulation = jnp.moveaxis(raw[..., :2, :], -1, 3), jnp.swapaxes(raw[..., 2, :], 3, 4)
+    quads, quad = raw.shape[3], raw.shape[-1]
+    raw = raw.astype(jnp.float32).transpose(0, 1, 2, 3, 6, 4, 5)
+    raw = raw.reshape(n, h, w, quads * quad, TAPS, 3)
+    offset, modulation = raw[..., :2], raw[..., 2]
     if magnitude is not None:
-        flow = jnp.repeat(flow[..., ::-1], raw.shape[-1] // flow.shape[-2], axis=3)
+        flow = jnp.repeat(flow[..., ::-1], raw.shape[3] // flow.shape[-2], axis=3)
         offset = magnitude * jnp.tanh(offset) + flow[..., None, :]
         modulation = jax.nn.sigmoid(modulation)
     columns = sample_columns(x, offset, modulation)

@@ -35,6 +35,21 @@ BIAS_PROGRAMS = 1200
 
 
 @dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a kernel runs.
+
+    Attributes:
+        group: Most windows that a program handles for each tile of the bias.
+        warps: Warps of a program.
+        stages: Depth of the compiler's software pipeline.
+    """
+
+    group: int
+    warps: int
+    stages: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What the kernels are specialised for.
 
@@ -46,9 +61,10 @@ class Plan:
         columns: First channel of queries, keys and values in their arrays.
         out_column: First channel of the result in its array.
         block: Tokens of a tile.
-        group: Windows that a program handles for each tile of the bias.
-        warps: Warps of a program.
-        stages: Depth of the compiler's software pipeline.
+        forward: Launch of the forward kernel.
+        queries: Launch of the kernel for the queries' gradient.
+        keys: Launch of the kernel for the gradients of keys and values.
+        bias: Launch of the kernel for the bias.
         interpret: Run on the CPU, for tests.
     """
 
@@ -59,9 +75,10 @@ class Plan:
     columns: tuple[int, int, int] = (0, 0, 0)
     out_column: int = 0
     block: int = 64
-    group: int = 1
-    warps: int = 4
-    stages: int = 2
+    forward: Launch = Launch(group=2, warps=4, stages=3)
+    queries: Launch = Launch(group=2, warps=4, stages=3)
+    keys: Launch = Launch(group=1, warps=4, stages=3)
+    bias: Launch = Launch(group=1, warps=4, stages=3)
     interpret: bool = False
 
     @property
@@ -78,8 +95,7 @@ class Plan:
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
     """Chooses tile sizes."""
     block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    group = next(g for g in (4, 2, 1) if layout.windows % g == 0)
-    return Plan(layout, heads, dim, **{"block": block, "group": group} | fields)
+    return Plan(layout, heads, dim, **{"block": block} | fields)
 
 
 def _exp2(x: Array, plan: Plan) -> Array:
@@ -152,9 +168,12 @@ class _Side:
         address, mask = self._address(ref, rows, column)
         plgpu.store(address, value.astype(ref.dtype), mask=mask)
 
-    def load_row(self, ref: Any, head: Array) -> Float[Array, " block"]:
+    def load_row(
+        self, ref: Any, head: Array, window: Array | None = None
+    ) -> Float[Array, " block"]:
         """One number for each token, of an array (heads, windows * tokens)."""
-        index = self.window * self.plan.layout.tokens + self.token
+        window = self.window if window is None else window
+        index = window * self.plan.layout.tokens + self.token
         return _masked_load(ref.at[head, index], self.valid)
 
     def store_row(self, ref: Any, head: Array, value: Array) -> None:
@@ -167,23 +186,10 @@ def _logits(rows: _Side, columns: _Side, a: Array, b: Array, bias: Array | None)
     """S for one tile, or its transpose if `rows` are the keys; float32."""
     s = jnp.dot(a, b.T, preferred_element_type=jnp.float32)
     if bias is not None:
-        s += bias
+        s += bias.astype(jnp.float32)
     if rows.region is not None:
         s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
     return s
-
-
-def _inside(rows: _Side, columns: _Side) -> Array | None:
-    """Which pairs of tokens exist; None if all do."""
-    return None if rows.valid is None else rows.valid[:, None] & columns.valid[None, :]
-
-
-def _bias_tile(ref: Any, head: Array, rows: _Side, columns: _Side) -> Array | None:
-    if ref is None:
-        return None
-    return _masked_load(
-        ref.at[head, rows.token[:, None], columns.token[None, :]], _inside(rows, columns)
-    )
 
 
 def _split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
@@ -194,34 +200,53 @@ def _split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
     return (*refs[:inputs], bias, regions, rest)
 
 
-def _program(plan: Plan) -> tuple[Array, Array, Array]:
-    """First window, tile and head of this program; neighbours share windows."""
+def _program(plan: Plan, group: int) -> tuple[list[Array], Array, Array]:
+    """Windows, tile and head of this program; neighbours share windows."""
     index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
-    return lax.div(index, plan.blocks) * plan.group, lax.rem(index, plan.blocks), head
+    first = lax.div(index, plan.blocks) * group
+    return [first + g for g in range(group)], lax.rem(index, plan.blocks), head
 
 
-def _loop(plan: Plan, body: Any, carry: Any) -> Any:
-    """Runs `body(tile, carry)` over the tiles of a window."""
+def _walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: Any) -> Any:
+    """Runs `body(tile, bias, carry)` over the tiles of a window.
+
+    Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
+    """
+
+    def bias(tile: Array) -> Array | None:
+        if bias_ref is None:
+            return None
+        token = jnp.arange(plan.block, dtype=jnp.int32)
+        row, column = own * plan.block + token, tile * plan.block + token
+        mask = None
+        if plan.ragged:
+            inside = [t < plan.layout.tokens for t in (row, column)]
+            mask = inside[0][:, None] & inside[1][None, :]
+        return _masked_load(bias_ref.at[head, row[:, None], column[None, :]], mask)
+
+    def step(tile: Array, state: tuple) -> tuple:
+        following = bias(jnp.minimum(tile + 1, plan.blocks - 1))
+        return body(tile, state[0], state[1]), following
+
+    first = bias(jnp.int32(0))
     if plan.blocks == 1:
-        return body(jnp.int32(0), carry)
-    return lax.fori_loop(0, plan.blocks, body, carry)
+        return body(jnp.int32(0), carry, first)
+    return lax.fori_loop(0, plan.blocks, step, (carry, first))[0]
 
 
-def _forward_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
+def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = _split(refs, plan, biased, 3)
     out_ref, lse_ref = outputs[-2:]
-    first, tile, head = _program(plan)
+    windows, tile, head = _program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
-    sides = [_Side(plan, first + g, tile, region_ref) for g in range(plan.group)]
+    sides = [_Side(plan, window, tile, region_ref) for window in windows]
     queries = [s.load(q_ref, s.query_rows, columns[0]) for s in sides]
     width = queries[0].shape[1]
 
-    def body(j: Array, carry: list) -> list:
-        result, bias = [], None
-        for g, (side, q, (peak, total, out)) in enumerate(zip(sides, queries, carry, strict=True)):
-            keys = _Side(plan, first + g, j, region_ref)
-            if g == 0:
-                bias = _bias_tile(bias_ref, head, side, keys)
+    def body(j: Array, carry: list, bias: Array | None) -> list:
+        result = []
+        for side, q, (peak, total, out) in zip(sides, queries, carry, strict=True):
+            keys = _Side(plan, side.window, j, region_ref)
             k = keys.load(k_ref, keys.key_rows, columns[1])
             s = _logits(side, keys, q, k, bias)
             if keys.valid is not None:
@@ -237,26 +262,25 @@ def _forward_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
 
     row = jnp.zeros((plan.block,), jnp.float32)
     start = (row - jnp.inf, row, jnp.zeros((plan.block, width), jnp.float32))
-    for side, (peak, total, out) in zip(
-        sides, _loop(plan, body, [start] * plan.group), strict=True
-    ):
+    results = _walk(plan, bias_ref, head, tile, body, [start] * group)
+    for side, (peak, total, out) in zip(sides, results, strict=True):
         column = plan.out_column + head * plan.dim
         side.store(out_ref, side.key_rows, column, out / total[:, None])
         side.store_row(lse_ref, head, peak + jnp.log2(total))
 
 
-def _query_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
+def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     """Gradient of the queries, and delta."""
     q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = _split(
         refs, plan, biased, 6
     )
     dq_ref, delta_ref = outputs
-    first, tile, head = _program(plan)
+    windows, tile, head = _program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
     out_column = plan.out_column + head * plan.dim
     loaded = []
-    for g in range(plan.group):
-        side = _Side(plan, first + g, tile, region_ref)
+    for window in windows:
+        side = _Side(plan, window, tile, region_ref)
         dout = side.load(dout_ref, side.key_rows, out_column)
         out = side.load(out_ref, side.key_rows, out_column).astype(jnp.float32)
         delta = jnp.sum(out * dout.astype(jnp.float32), axis=1)
@@ -264,12 +288,10 @@ def _query_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
         q = side.load(q_ref, side.query_rows, columns[0])
         loaded.append((side, q, dout, side.load_row(lse_ref, head), delta))
 
-    def body(j: Array, carry: list) -> list:
-        result, bias = [], None
-        for g, ((side, q, dout, lse, delta), dq) in enumerate(zip(loaded, carry, strict=True)):
-            keys = _Side(plan, first + g, j, region_ref)
-            if g == 0:
-                bias = _bias_tile(bias_ref, head, side, keys)
+    def body(j: Array, carry: list, bias: Array | None) -> list:
+        result = []
+        for (side, q, dout, lse, delta), dq in zip(loaded, carry, strict=True):
+            keys = _Side(plan, side.window, j, region_ref)
             k = keys.load(k_ref, keys.key_rows, columns[1])
             v = keys.load(v_ref, keys.key_rows, columns[2])
             s = _logits(side, keys, q, k, bias)
@@ -282,55 +304,43 @@ def _query_kernel(*refs: Any, plan: Plan, biased: bool) -> None:
         return result
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = _loop(plan, body, [zeros] * plan.group)
+    gradients = _walk(plan, bias_ref, head, tile, body, [zeros] * group)
     for (side, *_), dq in zip(loaded, gradients, strict=True):
         side.store(dq_ref, side.query_rows, columns[0], dq)
 
 
-def _transposed_tile(
-    rows: _Side, columns: _Side, tiles: list, stats: list, bias: Array | None
-) -> tuple[Array, Array]:
-    """P^T and dS^T of one tile, rows being keys; zero where the queries stick out."""
-    (q, k, v, dout), (lse, delta) = tiles, stats
-    s = _logits(rows, columns, k, q, bias)
-    p = _exp(s, lse[None, :], rows.plan)
-    if columns.valid is not None:
-        p = jnp.where(columns.valid[None, :], p, 0.0)
-    dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
-    return p, p * (dp - delta[None, :])
-
-
-def _key_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
+def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
     """Gradients of keys and values. The bias comes transposed."""
     q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
         refs, plan, biased, 6
     )
     dk_ref, dv_ref = (outputs[-1], outputs[-1]) if packed else outputs
-    first, tile, head = _program(plan)
+    windows, tile, head = _program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
     loaded = []
-    for g in range(plan.group):
-        keys = _Side(plan, first + g, tile, region_ref)
+    for window in windows:
+        keys = _Side(plan, window, tile, region_ref)
         k = keys.load(k_ref, keys.key_rows, columns[1])
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
-    def body(i: Array, carry: list) -> list:
-        result, bias = [], None
-        for g, ((keys, k, v), (dk, dv)) in enumerate(zip(loaded, carry, strict=True)):
-            side = _Side(plan, first + g, i, region_ref)
-            if g == 0:
-                bias = _bias_tile(bias_ref, head, keys, side)
+    def body(i: Array, carry: list, bias: Array | None) -> list:
+        result = []
+        for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
+            side = _Side(plan, keys.window, i, region_ref)
             q = side.load(q_ref, side.query_rows, columns[0])
             dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
-            stats = [side.load_row(lse_ref, head), side.load_row(delta_ref, head)]
-            p, ds = _transposed_tile(keys, side, [q, k, v, dout], stats, bias)
+            p = _exp(_logits(keys, side, k, q, bias), side.load_row(lse_ref, head)[None, :], plan)
+            if side.valid is not None:
+                p = jnp.where(side.valid[None, :], p, 0.0)
+            dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
+            ds = p * (dp - side.load_row(delta_ref, head)[None, :])
             dv += jnp.dot(p.astype(dout.dtype), dout, preferred_element_type=jnp.float32)
             dk += jnp.dot(ds.astype(q.dtype), q, preferred_element_type=jnp.float32)
             result.append((dk, dv))
         return result
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = _loop(plan, body, [(zeros, zeros)] * plan.group)
+    gradients = _walk(plan, bias_ref, head, tile, body, [(zeros, zeros)] * group)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
@@ -341,33 +351,43 @@ def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
     q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
         refs, plan, True, 6
     )
-    tile, part = pl.program_id(0), pl.program_id(1)
-    head, i, j = (
-        lax.rem(tile, plan.heads),
-        lax.rem(lax.div(tile, plan.heads), plan.blocks),
-        lax.div(tile, plan.heads * plan.blocks),
-    )
+    tile, first = pl.program_id(0), pl.program_id(1) * chunk
+    tile, head = lax.div(tile, plan.heads), lax.rem(tile, plan.heads)
+    i, j = lax.rem(tile, plan.blocks), lax.div(tile, plan.blocks)
     columns = [c + head * plan.dim for c in plan.columns]
-    here = [_Side(plan, part * chunk, t, region_ref) for t in (j, i)]
-    bias = _bias_tile(bias_ref, head, *here)
+    side, keys = (_Side(plan, first, t, region_ref) for t in (i, j))
+    inside = None if side.valid is None else side.valid[:, None] & keys.valid[None, :]
+    address = (head, side.token[:, None], keys.token[None, :])
+    bias = _masked_load(bias_ref.at[address], inside)
 
-    def body(step: Array, total: Array) -> Array:
-        window = part * chunk + step
-        keys, side = (_Side(plan, window, t, region_ref) for t in (j, i))
-        q = side.load(q_ref, side.query_rows, columns[0])
-        k = keys.load(k_ref, keys.key_rows, columns[1])
-        v = keys.load(v_ref, keys.key_rows, columns[2])
-        dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
-        stats = [side.load_row(lse_ref, head), side.load_row(delta_ref, head)]
-        return total + _transposed_tile(keys, side, [q, k, v, dout], stats, bias)[1]
+    def statistics(step: Array) -> list[Array]:
+        return [side.load_row(ref, head, first + step) for ref in (lse_ref, delta_ref)]
 
-    total = lax.fori_loop(0, chunk, body, jnp.zeros((plan.block, plan.block), jnp.float32))
-    address = outputs[-1].at[part, head, here[0].token[:, None], here[1].token[None, :]]
-    plgpu.store(address, total, mask=_inside(*here))
+    def body(step: Array, carry: tuple) -> tuple:
+        total, (lse, delta) = carry
+        following = statistics(jnp.minimum(step + 1, chunk - 1))
+        here, there = (_Side(plan, first + step, t, region_ref) for t in (i, j))
+        q = here.load(q_ref, here.query_rows, columns[0])
+        k = there.load(k_ref, there.key_rows, columns[1])
+        v = there.load(v_ref, there.key_rows, columns[2])
+        dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
+        p = _exp(_logits(here, there, q, k, bias), lse[:, None], plan)
+        dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
+        return total + p * (dp - delta[:, None]), following
+
+    start = (jnp.zeros((plan.block, plan.block), jnp.float32), statistics(jnp.int32(0)))
+    total, _ = lax.fori_loop(0, chunk, body, start)
+    plgpu.store(outputs[-1].at[(pl.program_id(1), *address)], total, mask=inside)
 
 
 def _call(
-    kernel: Any, plan: Plan, grid: tuple, out_shape: Any, arrays: list, aliases: dict | None = None
+    kernel: Any,
+    plan: Plan,
+    launch: Launch,
+    grid: tuple,
+    out_shape: Any,
+    arrays: list,
+    aliases: dict | None = None,
 ) -> Any:
     """Launches a kernel over `arrays`, of which None ones are left out."""
     return pl.pallas_call(
@@ -375,14 +395,16 @@ def _call(
         grid=grid,
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
+        compiler_params=plgpu.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
         interpret=plan.interpret,
         name=getattr(kernel, "func", kernel).__name__.strip("_"),
     )(*[a for a in arrays if a is not None])
 
 
-def _grid(plan: Plan) -> tuple[int]:
-    return (plan.layout.windows // plan.group * plan.blocks * plan.heads,)
+def _grid(plan: Plan, launch: Launch) -> tuple[int, tuple[int]]:
+    """Windows of a program, and the number of programs."""
+    group = _divisor(plan.layout.windows, launch.group)
+    return group, (plan.layout.windows // group * plan.blocks * plan.heads,)
 
 
 def _row_shape(plan: Plan) -> jax.ShapeDtypeStruct:
@@ -409,15 +431,22 @@ def forward(
     Returns:
         The result, and the base-2 log-sum-exp of the logits.
     """
-    kernel = functools.partial(_forward_kernel, plan=plan, biased=bias is not None)
-    inputs = [*arrays, bias, regions, out]
+    group, grid = _grid(plan, plan.forward)
+    kernel = functools.partial(_forward_kernel, plan=plan, group=group, biased=bias is not None)
+    inputs = [*arrays, _like(bias, arrays), regions, out]
     aliases = None
     if out is not None:
         aliases = {sum(a is not None for a in inputs) - 1: 0}
         shape = jax.ShapeDtypeStruct(out.shape, out.dtype)
     else:
         shape = jax.ShapeDtypeStruct((arrays[2].shape[0], plan.heads * plan.dim), arrays[2].dtype)
-    return _call(kernel, plan, _grid(plan), [shape, _row_shape(plan)], inputs, aliases)
+    shapes = [shape, _row_shape(plan)]
+    return _call(kernel, plan, plan.forward, grid, shapes, inputs, aliases)
+
+
+def _like(bias: Array | None, arrays: tuple) -> Array | None:
+    """The bias as precise as what it is added to: reading it takes much of the kernels' time."""
+    return None if bias is None else bias.astype(arrays[0].dtype)
 
 
 def backward(
@@ -443,34 +472,37 @@ def backward(
         and of the bias.
     """
     out, lse = residuals
-    biased = bias is not None
+    biased, bias = bias is not None, _like(bias, arrays)
+    group, grid = _grid(plan, plan.queries)
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-    kernel = functools.partial(_query_kernel, plan=plan, biased=biased)
+    kernel = functools.partial(_query_kernel, plan=plan, group=group, biased=biased)
     dq, delta = _call(
         kernel,
         plan,
-        _grid(plan),
+        plan.queries,
+        grid,
         [like[0], _row_shape(plan)],
         [*arrays, out, dout, lse, bias, regions],
     )
-    if biased:
-        bias = jnp.swapaxes(bias, 1, 2)
-    inputs = [*arrays, dout, lse, delta, bias, regions]
+    transposed = jnp.swapaxes(bias, 1, 2) if biased else None
+    inputs = [*arrays, dout, lse, delta, transposed, regions]
     packed = arrays[0] is arrays[1]
-    kernel = functools.partial(_key_kernel, plan=plan, biased=biased, packed=packed)
+    group, grid = _grid(plan, plan.keys)
+    kernel = functools.partial(_key_kernel, plan=plan, group=group, biased=biased, packed=packed)
     if packed:
         count = sum(a is not None for a in inputs)
-        gradients = _call(kernel, plan, _grid(plan), like[0], [*inputs, dq], {count: 0})
+        gradients = _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0})
     else:
-        gradients = (dq, *_call(kernel, plan, _grid(plan), like[1:], inputs))
+        gradients = (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs))
     if not biased:
         return gradients, None
     tiles = plan.heads * plan.blocks**2
     parts = _divisor(plan.layout.windows, max(1, BIAS_PROGRAMS // tiles))
     kernel = functools.partial(_bias_kernel, plan=plan, chunk=plan.layout.windows // parts)
     shape = jax.ShapeDtypeStruct((parts, *bias.shape), jnp.float32)
-    dbias = _call(kernel, plan, (tiles, parts), shape, inputs)
-    return gradients, jnp.swapaxes(jnp.sum(dbias, axis=0), 1, 2)
+    inputs = [*arrays, dout, lse, delta, bias, regions]
+    dbias = _call(kernel, plan, plan.bias, (tiles, parts), shape, inputs)
+    return gradients, jnp.sum(dbias, axis=0)
 
 
 def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[Array, list]:

@@ -43,7 +43,8 @@ class Plan:
         quad: Groups that a program samples at once.
         pixels: Output pixels of a tile.
         warps: Warps of a program.
-        stages: Depth of the compiler's software pipeline.
+        stages: Depth of the compiler's software pipeline; beyond 1, gathers would bypass the
+            first-level cache.
         interpret: Run on the CPU, for tests.
     """
 
@@ -53,10 +54,10 @@ class Plan:
     channels: int
     features: int
     magnitude: float | None
-    quad: int = 4
+    quad: int
     pixels: int = 64
     warps: int = 4
-    stages: int = 2
+    stages: int = 1
     interpret: bool = False
 
     @property
@@ -84,20 +85,18 @@ class Plan:
 def make_plan(
     size: tuple[int, int, int],
     groups: int,
+    quad: int,
     sources: int,
     channels: int,
     features: int,
     magnitude: float | None,
     **fields: Any,
 ) -> Plan | None:
-    """Chooses tile sizes; None where the kernels do not fit."""
-    plan = Plan(size, groups, sources, channels, features, magnitude, **fields)
-    quad = max(1, 32 // plan.width)
-    while groups // sources % quad:
-        quad //= 2
-    if quad * plan.width < 16:  # Triton's smallest product.
-        return None
-    return dataclasses.replace(plan, **{"quad": quad} | fields)
+    """Checks that the kernels fit these sizes; None where they do not."""
+    plan = Plan(size, groups, sources, channels, features, magnitude, quad, **fields)
+    powers = quad & (quad - 1) == 0 and (groups // sources) % quad == 0
+    # Triton's smallest product is 16 wide; beyond 64 a tile would not fit into registers.
+    return plan if powers and 16 <= quad * plan.width <= 64 else None
 
 
 def _pixel(plan: Plan, tile: Array) -> tuple[Array, Array, Array, Array]:
@@ -126,8 +125,12 @@ class _Samples:
         self.valid = None
         if plan.total % plan.pixels:
             self.valid = flat < plan.total
-        group = quad * plan.quad + jnp.arange(plan.quad, dtype=jnp.int32)
-        self.parts = [(flat[:, None], tap, jnp.int32(part), group[None, :]) for part in range(3)]
+        inner = jnp.arange(plan.quad, dtype=jnp.int32)
+        group = quad * plan.quad + inner
+        self.parts = [
+            (flat[:, None], quad, tap, jnp.int32(part), _opaque(inner, plan)[None, :])
+            for part in range(3)
+        ]
         self.mask = None
         if self.valid is not None:
             self.mask = jnp.broadcast_to(self.valid[:, None], (plan.pixels, plan.quad))
@@ -178,9 +181,10 @@ class _Samples:
 
     def columns(self, dtype: Any) -> Float[Array, "pixels columns"]:
         """Samples times the modulation."""
-        samples = 0.0
+        samples = jnp.zeros((self.plan.pixels, self.plan.quad, self.plan.width), jnp.float32)
         for corner, weight in enumerate(self.weights()):
-            samples += (weight * self.modulation)[:, :, None] * self.gather(corner)
+            weight = (weight * self.modulation)[:, :, None]
+            samples = _multiply_add(weight, self.gather(corner), samples, self.plan)
         return samples.astype(dtype).reshape(self.plan.pixels, self.plan.quad * self.plan.width)
 
 
@@ -195,6 +199,37 @@ def _neighbours(low: Array, size: int) -> list[tuple[Array, Array]]:
     return result
 
 
+def _opaque(index: Array, plan: Plan) -> Array:
+    """Hides from the compiler that indices are consecutive.
+
+    It would read neighbours with one thread, and then move them to the threads that gather.
+    """
+    if plan.interpret:
+        return index
+    [index] = plgpu.elementwise_inline_asm(
+        "mov.u32 $0, $1;",
+        args=[index],
+        constraints="=r,r",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(index.shape, index.dtype)],
+    )
+    return index
+
+
+def _multiply_add(a: Array, b: Array, c: Array, plan: Plan) -> Array:
+    """a * b + c in one instruction, which the compiler would not fuse."""
+    if plan.interpret:
+        return a * b + c
+    [d] = plgpu.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;",
+        args=[jnp.broadcast_to(a, c.shape), b, c],
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(c.shape, jnp.float32)],
+    )
+    return d
+
+
 def _tanh(x: Array) -> Array:
     return 1 - 2 / (jnp.exp(2 * x) + 1)
 
@@ -207,12 +242,12 @@ def _split(refs: tuple, plan: Plan) -> tuple:
 
 
 def _walk(plan: Plan, body: Any, carry: Any) -> Any:
-    """Runs `body(tap, quad, carry)` over all taps and quads."""
+    """Runs `body(tap, quad, carry)` over all quads and taps.
+
+    Taps go innermost: they sample the same channels nearby, which the first-level cache holds.
+    """
     return lax.fori_loop(
-        0,
-        TAPS * plan.quads,
-        lambda i, c: body(lax.div(i, plan.quads), lax.rem(i, plan.quads), c),
-        carry,
+        0, TAPS * plan.quads, lambda i, c: body(lax.rem(i, TAPS), lax.div(i, TAPS), c), carry
     )
 
 
@@ -364,7 +399,7 @@ def _pack_weight(weight: Float[Array, "9 c f"], plan: Plan) -> Float[Array, "9 q
 def forward(
     plan: Plan,
     x: Float[Array, "n h w c"],
-    raw: Float[Array, "n h w 9 3 g"],
+    raw: Float[Array, "n h w quads 9 3 quad"],
     flow: Float[Array, "n h w s 2"] | None,
     weight: Float[Array, "9 c f"],
 ) -> Float[Array, "n h w f"]:
@@ -377,7 +412,7 @@ def forward(
 
 
 def _inputs(plan: Plan, x: Array, raw: Array, flow: Array | None) -> list[Array | None]:
-    raw = raw.reshape(plan.total, TAPS, 3, plan.groups)
+    raw = raw.reshape(plan.total, plan.quads, TAPS, 3, plan.quad)
     flow = None if flow is None else flow.reshape(plan.total, plan.sources, 2)
     return [_group_major(x, plan), raw, flow]
 
@@ -385,7 +420,7 @@ def _inputs(plan: Plan, x: Array, raw: Array, flow: Array | None) -> list[Array 
 def backward(
     plan: Plan,
     x: Float[Array, "n h w c"],
-    raw: Float[Array, "n h w 9 3 g"],
+    raw: Float[Array, "n h w quads 9 3 quad"],
     flow: Float[Array, "n h w s 2"] | None,
     weight: Float[Array, "9 c f"],
     dout: Float[Array, "n h w f"],
