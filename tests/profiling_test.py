@@ -1,8 +1,15 @@
+from types import SimpleNamespace as Fake
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vrtspike_jax.profiling import break_down, measure_instructions, read_instructions
+from vrtspike_jax.profiling import (
+    break_down,
+    device_events,
+    measure_instructions,
+    read_instructions,
+)
 
 
 def _step(x, weight):
@@ -50,3 +57,31 @@ def test_loops_are_not_counted_on_top_of_their_bodies(breakdown):
     assert not any("[while]" in share.name for share in breakdown.instructions)
     products = [s for s in breakdown.instructions if "stage2/inner: dot_general" in s.name]
     assert any(share.runs_per_step == 8 for share in products)
+
+
+def test_kernels_of_cuda_graphs_and_streams_are_told_by_their_names():
+    def event(name, milliseconds, **stats):
+        return Fake(name=name, duration_ns=1e6 * milliseconds, stats=stats.items())
+
+    ran = Fake(
+        name="Stream #13(Compute)",
+        events=[
+            event("loop_fusion_7", 2, hlo_op="command_buffer_4"),
+            event("sm90_gemm", 3, hlo_op="custom-call.2"),
+            event("MemcpyD2D", 1),
+        ],
+    )
+    derived = Fake(name="XLA Modules", events=[event("jit_step", 6, hlo_op="jit_step")])
+    planes = [
+        Fake(name="/device:GPU:0", lines=[ran, derived]),
+        Fake(name="/host:CPU", lines=[Fake(name="python", events=[event("x", 9, hlo_op="y")])]),
+    ]
+    events = list(device_events(planes))
+    assert [name for name, _ in events] == ["loop_fusion_7", "custom-call.2"]
+    text = """
+      %loop_fusion.7 = f32[8]{0} fusion(%p), kind=kLoop, metadata={op_name="jit(f)/net/a/mul"}
+      %custom-call.2 = (f32[8]{0}, s8[4]{0}) custom-call(%p), metadata={op_name="jit(f)/net/b/dot"}
+    """
+    measured = {name: (seconds, 1) for name, seconds in events}
+    stages = break_down(read_instructions(text), measured, 1, roots=("net",)).stages
+    assert [(s.name, round(s.milliseconds, 6)) for s in stages] == [("b", 3.0), ("a", 2.0)]

@@ -114,15 +114,25 @@ def measure_instructions(run: Callable[[], object], steps: int) -> dict[str, tup
 
 
 def _device_events(path: Path) -> Iterable[tuple[str, float]]:
-    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    return device_events(jax.profiler.ProfileData.from_file(str(path)).planes)
+
+
+def device_events(planes: Iterable) -> Iterable[tuple[str, float]]:
+    """(instruction or kernel, seconds) of everything that ran on the devices of a profile."""
+    planes = list(planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     # On CPU the instructions run in threads of the host itself.
     for plane in devices or [plane for plane in planes if plane.name == "/host:CPU"]:
-        for line in plane.lines:
+        lines = list(plane.lines)
+        # Beside what ran, some platforms list the same time by step, module and scope.
+        ran = [line for line in lines if line.name.startswith(("Stream", "XLA Ops"))]
+        for line in ran or lines:
             for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" in stats and not event.name.startswith("end: "):
-                    yield str(stats["hlo_op"]), event.duration_ns * 1e-9
+                name = str(dict(event.stats).get("hlo_op", ""))
+                if name.startswith("command_buffer"):
+                    name = event.name  # of a CUDA graph only the kernel's name is left
+                if name and not event.name.startswith("end: "):
+                    yield name, event.duration_ns * 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +165,12 @@ def break_down(
       roots: leading parts of module paths to leave out.
     """
     stages, operations, singles = (collections.defaultdict(lambda: [0.0, 0.0]) for _ in range(3))
+    # A kernel is called like its instruction, with all signs but letters and digits replaced.
+    kernels = {re.sub(r"\W", "_", name): found for name, found in instructions.items()}
+    unknown = Instruction("?", (), "unattributed", "forward")
     total = 0.0
     for name, (seconds, runs) in measured.items():
-        found = instructions.get(name, Instruction("?", (), "unattributed", "forward"))
+        found = instructions.get(name) or kernels.get(name, unknown)
         if found.opcode in _CONTAINERS:
             continue
         total += seconds
