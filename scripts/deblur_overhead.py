@@ -110,8 +110,7 @@ def _model_alone(restorer: Restorer, plan: Plan, num_frames: int) -> tuple[int, 
         jax.block_until_ready(plan.apply(*inputs))
         times.append(time.perf_counter() - start)
     clips = len(plan_clips(num_frames, length, plan.clip_overlap))
-    groups = -(-clips // plan.group)
-    calls = groups * -(-plan.group * len(grid.tiles) // batch)
+    calls = -(-clips * len(grid.tiles) // batch)
     return calls, calls * statistics.median(times[1:])
 
 

@@ -9,6 +9,7 @@ from vrtspike_jax.restoration.tiling import (
     plan_axis,
     plan_grid,
     restore_tiled,
+    stream_tiled,
     window_starts,
 )
 
@@ -56,8 +57,7 @@ def test_identity_through_clips_is_exact_and_in_order(count, length, data):
     frames = np.random.default_rng(count).random((count, 3, 4, 3), np.float32)
     clips = plan_clips(count, length, overlap)
     assert all(len(clip.frames) == length for clip in clips)
-    group = data.draw(st.integers(1, 3))
-    out = list(blend_clips(clips, lambda g: [frames[list(clip.frames)] for clip in g], group))
+    out = list(blend_clips(clips, (frames[list(clip.frames)] for clip in clips)))
     assert [index for index, _ in out] == list(range(count))
     np.testing.assert_array_equal(np.stack([frame for _, frame in out]), frames)
 
@@ -155,15 +155,37 @@ def test_impossible_clips_are_refused():
         window_starts(10, 5, -1)
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_frames_that_exist_are_left_out_and_the_others_are_unchanged(group):
+def test_frames_that_exist_are_left_out_and_the_others_are_unchanged():
     # The model's answer depends on where a frame lies in its clip, so blending matters.
     def restore(clips):
         return [np.float32(c.frames)[:, None, None, None] + 0.01 * c.start for c in clips]
 
     clips = plan_clips(20, 5, 2)
-    whole = {index: frame.item() for index, frame in blend_clips(clips, restore, group)}
+    whole = {index: frame.item() for index, frame in blend_clips(clips, restore(clips))}
     there = set(range(9)) | {15}
-    out = dict(blend_clips(clips, restore, group, there.__contains__))
+    needed = [clip for clip in clips if not there.issuperset(clip.frames)]
+    assert len(needed) < len(clips)
+    out = dict(blend_clips(needed, restore(needed), there.__contains__))
     assert list(out) == [i for i in range(20) if i not in there]
     assert all(frame.item() == whole[index] for index, frame in out.items())
+
+
+def test_batches_go_on_from_clip_to_clip_and_clips_are_taken_late():
+    grid = plan_grid((64, 64), (32, 32))
+    taken, calls = [], []
+
+    def clips():
+        for i in range(5):
+            taken.append(i)
+            yield np.full((1, 64, 64, 3), i, np.float32), np.zeros((1, 32, 32, 1), np.uint8)
+
+    def apply(frames, voxels):
+        calls.append(frames[:, 0, 0, 0, 0].tolist())
+        return frames
+
+    out = []
+    for restored in stream_tiled(apply, clips(), grid, batch_size=2):
+        out.append(restored[0, 0, 0, 0].item())
+        assert len(taken) <= len(out) + 4
+    assert out == [0, 1, 2, 3, 4]
+    assert calls == [[0, 1], [2, 3], [4, 4]]

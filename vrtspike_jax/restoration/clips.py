@@ -5,8 +5,7 @@ as soon as no later clip covers it, so that memory holds one clip whatever the n
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float32
@@ -65,25 +64,20 @@ def plan_clips(num_frames: int, length: int, overlap: int) -> tuple[Clip, ...]:
 
 def blend_clips(
     clips: Iterable[Clip],
-    restore: Callable[[list[Clip]], Sequence[Float32[np.ndarray, "T H W C"]]],
-    group: int = 1,
+    restored: Iterable[Float32[np.ndarray, "T H W C"]],
     done: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[tuple[int, Float32[np.ndarray, "H W C"]]]:
     """Yields (frame index, frame) in order, each as soon as no later clip covers it.
 
     Args:
-      clips: from `plan_clips`.
-      restore: the restored frames of each of at most `group` clips.
-      group: clips restored in one go (so that their tiles can share batches).
-      done: whether a frame exists already. A clip is left out if all its frames do; the frames
-        that are yielded are the same as without.
+      clips: from `plan_clips`; those whose frames are all done may be left out.
+      restored: the restored frames of each clip, in the same order.
+      done: frames that are not to be yielded.
     """
     held: dict[int, tuple[np.ndarray, float]] = {}
-    wanted = (clip for clip in clips if not all(done(index) for index in clip.frames))
-    while chosen := list(itertools.islice(wanted, group)):
-        for clip, restored in zip(chosen, restore(chosen), strict=True):
-            _add(held, clip, restored)
-        for index in sorted(i for i in held if i < chosen[-1].final):
+    for clip, frames in zip(clips, restored, strict=True):
+        _add(held, clip, frames)
+        for index in sorted(i for i in held if i < clip.final):
             frame = held.pop(index)[0]
             if not done(index):
                 yield index, frame

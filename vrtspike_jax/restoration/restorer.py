@@ -22,7 +22,7 @@ from jaxtyping import Float32
 from vrtspike_jax.restoration import planning
 from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
 from vrtspike_jax.restoration.inference import make_restore_step
-from vrtspike_jax.restoration.tiling import Grid, plan_grid, restore_tiled
+from vrtspike_jax.restoration.tiling import Grid, plan_grid, stream_tiled
 from vrtspike_jax.spikes import normalize_counts, voxel_counts
 
 WHOLE = "whole"
@@ -60,11 +60,6 @@ class Plan:
     batch_size: int
     apply: Callable[[np.ndarray, np.ndarray], jax.Array]
     bytes_needed: int
-
-    @property
-    def group(self) -> int:
-        """Clips restored in one go, so that a single tile a clip still fills all devices."""
-        return math.ceil(self.batch_size / len(self.grid.tiles))
 
 
 class Restorer:
@@ -215,15 +210,11 @@ class Restorer:
         clips = plan_clips(num_frames, plan.clip_length, plan.clip_overlap)
         clips = [clip for clip in clips if not all(done(index) for index in clip.frames)]
         with concurrent.futures.ThreadPoolExecutor(readers) as pool:
-            ahead = _ReadAhead(pool, clips, plan.group, read)
-
-            def restore(group: list[Clip]) -> list[np.ndarray]:
-                inputs = [self._stack(plan.grid, ahead.take(clip)) for clip in group]
-                ahead.submit()
-                return restore_tiled(plan.apply, inputs, plan.grid, plan.batch_size)
-
+            ahead = _ReadAhead(pool, clips, read)
+            inputs = (self._stack(plan.grid, read) for read in ahead)
+            restored = stream_tiled(plan.apply, inputs, plan.grid, plan.batch_size)
             try:
-                yield from blend_clips(clips, restore, plan.group, done)
+                yield from blend_clips(clips, restored, done)
             finally:
                 ahead.cancel()
 
@@ -277,27 +268,26 @@ class Restorer:
 
 
 class _ReadAhead:
-    """Reads the frames of the coming group of clips while the present one is computed."""
+    """Reads the frames of the next clip while the present one is computed."""
 
-    def __init__(self, pool, clips: list[Clip], group: int, read: Callable[[int], tuple]):
-        self._pool, self._clips, self._group, self._read = pool, clips, group, read
+    def __init__(self, pool, clips: Sequence[Clip], read: Callable[[int], tuple]):
+        self._pool, self._clips, self._read = pool, clips, read
         self._futures: dict[int, concurrent.futures.Future] = {}
-        self._next = 0  # the first clip whose frames have not been asked for
-        self.submit()
 
-    def submit(self) -> None:
-        """Starts to read for the next group."""
-        for clip in self._clips[self._next : self._next + self._group]:
-            for index in sorted(set(clip.frames)):
-                if index not in self._futures:
-                    self._futures[index] = self._pool.submit(self._read, index)
-        self._next += self._group
+    def __iter__(self) -> Iterator[list[tuple]]:
+        """What was read of the frames of each clip; of frames before it nothing is kept."""
+        for clip, following in zip(self._clips, [*self._clips[1:], None], strict=True):
+            for index in [i for i in self._futures if i < clip.start]:
+                del self._futures[index]
+            self._submit(clip)
+            if following is not None:
+                self._submit(following)
+            yield [self._futures[index].result() for index in clip.frames]
 
-    def take(self, clip: Clip) -> list[tuple]:
-        """The frames of a clip; those before it are let go."""
-        for index in [i for i in self._futures if i < clip.start]:
-            del self._futures[index]
-        return [self._futures[index].result() for index in clip.frames]
+    def _submit(self, clip: Clip) -> None:
+        for index in sorted(set(clip.frames)):
+            if index not in self._futures:
+                self._futures[index] = self._pool.submit(self._read, index)
 
     def cancel(self) -> None:
         """Gives up what has not been read."""

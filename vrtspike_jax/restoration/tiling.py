@@ -17,7 +17,7 @@ every tile agrees on `x`: an identity model goes through tiling unchanged, bit f
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float32, Num
@@ -251,49 +251,88 @@ class Canvas:
         weight = np.outer(rows.weights(tile[0])[:height], cols.weights(tile[1])[:width])
         window = (slice(top, top + height), slice(left, left + width))
         total = self._weight[window]
+        first = not total.any()
         total += weight
+        if first:  # nothing to blend with yet: the formula would give this, more slowly
+            self.frames[(slice(None), *window)] = restored[:, :height, :width]
+            return
         share = (weight / total)[..., None]
         for frame, new in zip(self.frames, restored, strict=True):
             kept = frame[window]
             kept += share * (new[:height, :width] - kept)
 
 
-def restore_tiled(
-    apply: Callable[[np.ndarray, np.ndarray], object],
-    clips: Sequence[tuple[Num[np.ndarray, "T H W C"], Num[np.ndarray, "T Hs Ws K"]]],
-    grid: Grid,
-    batch_size: int = 1,
-) -> list[Float32[np.ndarray, "T H W C"]]:
+# What `apply` takes and gives: frames and voxels of B tiles, and their restored frames.
+Apply = Callable[[np.ndarray, np.ndarray], object]
+Inputs = tuple[Num[np.ndarray, "T H W C"], Num[np.ndarray, "T Hs Ws K"]]
+
+
+def stream_tiled(
+    apply: Apply, clips: Iterable[Inputs], grid: Grid, batch_size: int = 1
+) -> Iterator[Float32[np.ndarray, "T H W C"]]:
     """Restores clips tile by tile; a batch may hold tiles of several clips.
+
+    While a batch is computed the next one is cut and the last one is blended.
 
     Args:
       apply: (frames [B,T,h,w,C], voxels [B,T,hs,ws,K]) -> restored [B,T,h,w,C]. Called with one
-        shape only, B = batch_size; it may return before its result is ready (JAX does), and the
-        next batch is cut while it computes.
-      clips: (frames, voxels) of each clip, in whatever number format `apply` takes.
+        shape only, B = batch_size; it may return before its result is ready, as JAX does.
+      clips: (frames, voxels) of each clip, in whatever number format `apply` takes. Taken one by
+        one, at most a batch ahead of what is yielded.
       grid: from `plan_grid`, for these sizes.
       batch_size: tiles in a call; the last batch is filled up by repeating its last tile.
+
+    Yields:
+      The restored frames of each clip, in order.
     """
-    canvases = [Canvas(grid, len(frames), frames.shape[-1]) for frames, _ in clips]
-    jobs = [(clip, tile) for clip in range(len(clips)) for tile in grid.tiles]
-    waiting: tuple[Sequence[tuple[int, tuple[int, int]]], object] | None = None
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    running: tuple[list[Job], object] | None = None
+    for batch in _batches(_jobs(clips, grid), batch_size):
         filled = batch + [batch[-1]] * (batch_size - len(batch))
         result = apply(
-            np.stack([grid.cut_frames(clips[clip][0], tile) for clip, tile in filled]),
-            np.stack([grid.cut_voxels(clips[clip][1], tile) for clip, tile in filled]),
+            np.stack([grid.cut_frames(job.inputs[0], job.tile) for job in filled]),
+            np.stack([grid.cut_voxels(job.inputs[1], job.tile) for job in filled]),
         )
-        if waiting is not None:
-            _collect(canvases, *waiting)
-        waiting = (batch, result)
-    if waiting is not None:
-        _collect(canvases, *waiting)
-    return [canvas.frames for canvas in canvases]
+        if hasattr(result, "copy_to_host_async"):
+            result.copy_to_host_async()
+        if running is not None:
+            yield from _collect(*running, grid.tiles[-1])
+        running = (batch, result)
+    if running is not None:
+        yield from _collect(*running, grid.tiles[-1])
 
 
-def _collect(
-    canvases: Sequence[Canvas], batch: Sequence[tuple[int, tuple[int, int]]], result: object
-) -> None:
-    for (clip, tile), restored in zip(batch, np.asarray(result, np.float32), strict=False):
-        canvases[clip].add(tile, restored)
+def restore_tiled(
+    apply: Apply, clips: Iterable[Inputs], grid: Grid, batch_size: int = 1
+) -> list[Float32[np.ndarray, "T H W C"]]:
+    """All of what `stream_tiled` yields."""
+    return list(stream_tiled(apply, clips, grid, batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One tile of one clip."""
+
+    canvas: Canvas
+    inputs: Inputs
+    tile: tuple[int, int]
+
+
+def _jobs(clips: Iterable[Inputs], grid: Grid) -> Iterator[Job]:
+    for inputs in clips:
+        canvas = Canvas(grid, len(inputs[0]), inputs[0].shape[-1])
+        for tile in grid.tiles:
+            yield Job(canvas, inputs, tile)
+
+
+def _batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    jobs = iter(jobs)
+    while batch := list(itertools.islice(jobs, size)):
+        yield batch
+
+
+def _collect(batch: list[Job], result: object, last: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Blends a batch in; yields the clips whose last tile was among it."""
+    for job, restored in zip(batch, np.asarray(result, np.float32), strict=False):
+        job.canvas.add(job.tile, restored)
+        if job.tile == last:
+            yield job.canvas.frames
