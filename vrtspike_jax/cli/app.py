@@ -1,5 +1,7 @@
 """The `vrtspike` console command: one subcommand a module, heavy imports inside the commands."""
 
+from typing import Annotated
+
 import typer
 
 from vrtspike_jax.cli import (
@@ -23,8 +25,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vrtspike_jax import __version__
+
+        print(f"vrtspike-jax {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
     """Spike-guided video deblurring: restore, score, look, measure."""
 
 
