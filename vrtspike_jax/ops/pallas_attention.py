@@ -13,9 +13,7 @@ the bias that it loads. The bias gradient has a kernel of its own, whose program
 of it and walk over a share of the windows: no atomics, the same result every time.
 """
 
-import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -25,235 +23,48 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from vrtspike_jax.ops.window_layout import FrameWindows, PackedWindows
+from vrtspike_jax.ops.attention_tiles import (
+    LOG2_E,
+    Launch,
+    Plan,
+    Side,
+    exp,
+    exp2,
+    logits,
+    make_plan,
+    masked_load,
+    program,
+    split,
+    walk,
+)
+from vrtspike_jax.ops.window_layout import PackedWindows
 
-LOG2_E = math.log2(math.e)
-# Added to the logits of tokens that the cyclic shift brought together (Swin, VRT).
-OTHER_REGION = -100.0
+__all__ = ["Launch", "Plan", "backward", "forward", "make_plan", "run_backward", "run_forward"]
+
 # The bias gradient splits its windows among about this many programs.
 BIAS_PROGRAMS = 1200
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """How a kernel runs.
-
-    Attributes:
-        group: Most windows that a program handles for each tile of the bias.
-        warps: Warps of a program.
-        stages: Depth of the compiler's software pipeline.
-    """
-
-    group: int
-    warps: int
-    stages: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the kernels are specialised for.
-
-    Attributes:
-        layout: Where tokens lie.
-        heads: Heads of the queries, keys and values.
-        dim: Channels of a head.
-        shifted: Whether to compare regions: given as an array for `PackedWindows`.
-        columns: First channel of queries, keys and values in their arrays.
-        out_column: First channel of the result in its array.
-        block: Tokens of a tile.
-        forward: Launch of the forward kernel.
-        queries: Launch of the kernel for the queries' gradient.
-        keys: Launch of the kernel for the gradients of keys and values.
-        bias: Launch of the kernel for the bias.
-        interpret: Run on the CPU, for tests.
-    """
-
-    layout: PackedWindows | FrameWindows
-    heads: int
-    dim: int
-    shifted: bool = False
-    columns: tuple[int, int, int] = (0, 0, 0)
-    out_column: int = 0
-    block: int = 64
-    forward: Launch = Launch(group=2, warps=4, stages=3)
-    queries: Launch = Launch(group=2, warps=4, stages=3)
-    keys: Launch = Launch(group=1, warps=4, stages=3)
-    bias: Launch = Launch(group=1, warps=4, stages=3)
-    interpret: bool = False
-
-    @property
-    def blocks(self) -> int:
-        """Tiles along the tokens of a window."""
-        return pl.cdiv(self.layout.tokens, self.block)
-
-    @property
-    def ragged(self) -> bool:
-        """Whether the last tile sticks out of the window."""
-        return self.layout.tokens % self.block != 0
-
-
-def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
-    """Chooses tile sizes."""
-    block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    return Plan(layout, heads, dim, **{"block": block} | fields)
-
-
-def _exp2(x: Array, plan: Plan) -> Array:
-    """2**x in one instruction; the library's version spends three more on denormals."""
-    if plan.interpret:
-        return jnp.exp2(x)
-    return _assembly("ex2.approx.ftz.f32 $0, $1;", x)
-
-
-def _exp(x: Array, shift: Array, plan: Plan) -> Array:
-    """2**(x * log2(e) - shift): a multiply-add that the compiler would not fuse, then `_exp2`."""
-    shift = jnp.broadcast_to(shift, x.shape)
-    if plan.interpret:
-        return jnp.exp2(x * LOG2_E - shift)
-    fused = "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2; ex2.approx.ftz.f32 $0, y; }"
-    return _assembly(fused, x, -shift)
-
-
-def _assembly(code: str, *args: Array) -> Array:
-    """Applies PTX code to every element of float32 arrays."""
-    [y] = plgpu.elementwise_inline_asm(
-        code,
-        args=list(args),
-        constraints=",".join(["=f"] + ["f"] * len(args)),
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
-    )
-    return y
-
-
-def _masked_load(address: Any, mask: Array | None) -> Array:
-    return plgpu.load(address, mask=mask, other=None if mask is None else 0)
-
-
-class _Side:
-    """One tile of a window's tokens, as queries (their results) or as keys."""
-
-    def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
-        self.plan, layout = plan, plan.layout
-        token = tile * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
-        self.valid = token < layout.tokens if plan.ragged else None
-        self.token, self.window = token, window
-        self.query_rows = layout.query_rows(window, token)
-        self.key_rows = layout.key_rows(window, token)
-        self.region = None
-        if region_ref is not None:
-            address = region_ref.at[lax.rem(window, region_ref.shape[0]), token]
-            self.region = _masked_load(address, self.valid)
-        elif plan.shifted:
-            self.region = layout.regions(window, token)
-
-    def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
-        width = max(16, pl.next_power_of_2(self.plan.dim))
-        channel = jnp.arange(width, dtype=jnp.int32)
-        mask = None
-        if width != self.plan.dim:
-            mask = jnp.broadcast_to(channel < self.plan.dim, (self.plan.block, width))
-        if self.valid is not None:
-            inside = jnp.broadcast_to(self.valid[:, None], (self.plan.block, width))
-            mask = inside if mask is None else mask & inside
-        return ref.at[rows[:, None], (column + channel)[None, :]], mask
-
-    def load(self, ref: Any, rows: Array, column: Array) -> Float[Array, "block width"]:
-        """A head's channels of each token; zero where there is none."""
-        address, mask = self._address(ref, rows, column)
-        return _masked_load(address, mask)
-
-    def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
-        """Inverse of `load`."""
-        address, mask = self._address(ref, rows, column)
-        plgpu.store(address, value.astype(ref.dtype), mask=mask)
-
-    def load_row(
-        self, ref: Any, head: Array, window: Array | None = None
-    ) -> Float[Array, " block"]:
-        """One number for each token, of an array (heads, windows * tokens)."""
-        window = self.window if window is None else window
-        index = window * self.plan.layout.tokens + self.token
-        return _masked_load(ref.at[head, index], self.valid)
-
-    def store_row(self, ref: Any, head: Array, value: Array) -> None:
-        """Inverse of `load_row`."""
-        index = self.window * self.plan.layout.tokens + self.token
-        plgpu.store(ref.at[head, index], value, mask=self.valid)
-
-
-def _logits(rows: _Side, columns: _Side, a: Array, b: Array, bias: Array | None) -> Array:
-    """S for one tile, or its transpose if `rows` are the keys; float32."""
-    s = jnp.dot(a, b.T, preferred_element_type=jnp.float32)
-    if bias is not None:
-        s += bias.astype(jnp.float32)
-    if rows.region is not None:
-        s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
-    return s
-
-
-def _split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
-    """Sorts a kernel's references: `inputs` arrays, bias or None, regions or None, the rest."""
-    rest = list(refs[inputs:])
-    bias = rest.pop(0) if biased else None
-    regions = rest.pop(0) if plan.shifted and isinstance(plan.layout, PackedWindows) else None
-    return (*refs[:inputs], bias, regions, rest)
-
-
-def _program(plan: Plan, group: int) -> tuple[list[Array], Array, Array]:
-    """Windows, tile and head of this program; neighbours share windows."""
-    index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
-    first = lax.div(index, plan.blocks) * group
-    return [first + g for g in range(group)], lax.rem(index, plan.blocks), head
-
-
-def _walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: Any) -> Any:
-    """Runs `body(tile, bias, carry)` over the tiles of a window.
-
-    Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
-    """
-
-    def bias(tile: Array) -> Array | None:
-        if bias_ref is None:
-            return None
-        token = jnp.arange(plan.block, dtype=jnp.int32)
-        row, column = own * plan.block + token, tile * plan.block + token
-        mask = None
-        if plan.ragged:
-            inside = [t < plan.layout.tokens for t in (row, column)]
-            mask = inside[0][:, None] & inside[1][None, :]
-        return _masked_load(bias_ref.at[head, row[:, None], column[None, :]], mask)
-
-    def step(tile: Array, state: tuple) -> tuple:
-        following = bias(jnp.minimum(tile + 1, plan.blocks - 1))
-        return body(tile, state[0], state[1]), following
-
-    first = bias(jnp.int32(0))
-    if plan.blocks == 1:
-        return body(jnp.int32(0), carry, first)
-    return lax.fori_loop(0, plan.blocks, step, (carry, first))[0]
-
-
 def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
-    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = _split(refs, plan, biased, 3)
+    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = split(refs, plan, biased, 3)
     out_ref, lse_ref = outputs[-2:]
-    windows, tile, head = _program(plan, group)
+    windows, tile, head = program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
-    sides = [_Side(plan, window, tile, region_ref) for window in windows]
+    sides = [Side(plan, window, tile, region_ref) for window in windows]
     queries = [s.load(q_ref, s.query_rows, columns[0]) for s in sides]
     width = queries[0].shape[1]
 
     def body(j: Array, carry: list, bias: Array | None) -> list:
         result = []
         for side, q, (peak, total, out) in zip(sides, queries, carry, strict=True):
-            keys = _Side(plan, side.window, j, region_ref)
+            keys = Side(plan, side.window, j, region_ref)
             k = keys.load(k_ref, keys.key_rows, columns[1])
-            s = _logits(side, keys, q, k, bias)
+            s = logits(side, keys, q, k, bias)
             if keys.valid is not None:
                 s = jnp.where(keys.valid[None, :], s, -jnp.inf)
             new_peak = jnp.maximum(peak, jnp.max(s, axis=1) * LOG2_E)
-            p = _exp(s, new_peak[:, None], plan)
-            rescale = _exp2(peak - new_peak, plan)
+            p = exp(s, new_peak[:, None], plan)
+            rescale = exp2(peak - new_peak, plan)
             v = keys.load(v_ref, keys.key_rows, columns[2])
             product = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
             out = out * rescale[:, None] + product
@@ -262,7 +73,7 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
 
     row = jnp.zeros((plan.block,), jnp.float32)
     start = (row - jnp.inf, row, jnp.zeros((plan.block, width), jnp.float32))
-    results = _walk(plan, bias_ref, head, tile, body, [start] * group)
+    results = walk(plan, bias_ref, head, tile, body, [start] * group)
     for side, (peak, total, out) in zip(sides, results, strict=True):
         column = plan.out_column + head * plan.dim
         side.store(out_ref, side.key_rows, column, out / total[:, None])
@@ -271,16 +82,16 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
 
 def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     """Gradient of the queries, and delta."""
-    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = _split(
+    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
         refs, plan, biased, 6
     )
     dq_ref, delta_ref = outputs
-    windows, tile, head = _program(plan, group)
+    windows, tile, head = program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
     out_column = plan.out_column + head * plan.dim
     loaded = []
     for window in windows:
-        side = _Side(plan, window, tile, region_ref)
+        side = Side(plan, window, tile, region_ref)
         dout = side.load(dout_ref, side.key_rows, out_column)
         out = side.load(out_ref, side.key_rows, out_column).astype(jnp.float32)
         delta = jnp.sum(out * dout.astype(jnp.float32), axis=1)
@@ -291,45 +102,45 @@ def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     def body(j: Array, carry: list, bias: Array | None) -> list:
         result = []
         for (side, q, dout, lse, delta), dq in zip(loaded, carry, strict=True):
-            keys = _Side(plan, side.window, j, region_ref)
+            keys = Side(plan, side.window, j, region_ref)
             k = keys.load(k_ref, keys.key_rows, columns[1])
             v = keys.load(v_ref, keys.key_rows, columns[2])
-            s = _logits(side, keys, q, k, bias)
+            s = logits(side, keys, q, k, bias)
             if keys.valid is not None:
                 s = jnp.where(keys.valid[None, :], s, -jnp.inf)
-            p = _exp(s, lse[:, None], plan)
+            p = exp(s, lse[:, None], plan)
             dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
             ds = (p * (dp - delta[:, None])).astype(k.dtype)
             result.append(dq + jnp.dot(ds, k, preferred_element_type=jnp.float32))
         return result
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = _walk(plan, bias_ref, head, tile, body, [zeros] * group)
+    gradients = walk(plan, bias_ref, head, tile, body, [zeros] * group)
     for (side, *_), dq in zip(loaded, gradients, strict=True):
         side.store(dq_ref, side.query_rows, columns[0], dq)
 
 
 def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
     """Gradients of keys and values. The bias comes transposed."""
-    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
         refs, plan, biased, 6
     )
     dk_ref, dv_ref = (outputs[-1], outputs[-1]) if packed else outputs
-    windows, tile, head = _program(plan, group)
+    windows, tile, head = program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
     loaded = []
     for window in windows:
-        keys = _Side(plan, window, tile, region_ref)
+        keys = Side(plan, window, tile, region_ref)
         k = keys.load(k_ref, keys.key_rows, columns[1])
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
     def body(i: Array, carry: list, bias: Array | None) -> list:
         result = []
         for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
-            side = _Side(plan, keys.window, i, region_ref)
+            side = Side(plan, keys.window, i, region_ref)
             q = side.load(q_ref, side.query_rows, columns[0])
             dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
-            p = _exp(_logits(keys, side, k, q, bias), side.load_row(lse_ref, head)[None, :], plan)
+            p = exp(logits(keys, side, k, q, bias), side.load_row(lse_ref, head)[None, :], plan)
             if side.valid is not None:
                 p = jnp.where(side.valid[None, :], p, 0.0)
             dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
@@ -340,7 +151,7 @@ def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) 
         return result
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = _walk(plan, bias_ref, head, tile, body, [(zeros, zeros)] * group)
+    gradients = walk(plan, bias_ref, head, tile, body, [(zeros, zeros)] * group)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
@@ -348,17 +159,17 @@ def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) 
 
 def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
     """Gradient of one tile of the bias, summed over `chunk` windows."""
-    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = _split(
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
         refs, plan, True, 6
     )
     tile, first = pl.program_id(0), pl.program_id(1) * chunk
     tile, head = lax.div(tile, plan.heads), lax.rem(tile, plan.heads)
     i, j = lax.rem(tile, plan.blocks), lax.div(tile, plan.blocks)
     columns = [c + head * plan.dim for c in plan.columns]
-    side, keys = (_Side(plan, first, t, region_ref) for t in (i, j))
+    side, keys = (Side(plan, first, t, region_ref) for t in (i, j))
     inside = None if side.valid is None else side.valid[:, None] & keys.valid[None, :]
     address = (head, side.token[:, None], keys.token[None, :])
-    bias = _masked_load(bias_ref.at[address], inside)
+    bias = masked_load(bias_ref.at[address], inside)
 
     def statistics(step: Array) -> list[Array]:
         return [side.load_row(ref, head, first + step) for ref in (lse_ref, delta_ref)]
@@ -366,12 +177,12 @@ def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
     def body(step: Array, carry: tuple) -> tuple:
         total, (lse, delta) = carry
         following = statistics(jnp.minimum(step + 1, chunk - 1))
-        here, there = (_Side(plan, first + step, t, region_ref) for t in (i, j))
+        here, there = (Side(plan, first + step, t, region_ref) for t in (i, j))
         q = here.load(q_ref, here.query_rows, columns[0])
         k = there.load(k_ref, there.key_rows, columns[1])
         v = there.load(v_ref, there.key_rows, columns[2])
         dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
-        p = _exp(_logits(here, there, q, k, bias), lse[:, None], plan)
+        p = exp(logits(here, there, q, k, bias), lse[:, None], plan)
         dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
         return total + p * (dp - delta[:, None]), following
 

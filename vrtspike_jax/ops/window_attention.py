@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
 from vrtspike_jax.ops.window_layout import (
+    OTHER_REGION,
     FrameWindows,
     PackedWindows,
     Size3,
@@ -21,8 +22,6 @@ from vrtspike_jax.ops.window_layout import (
     shift_regions,
 )
 
-# Swin and VRT add this to the logits of tokens that the cyclic shift brought together.
-OTHER_REGION = -100.0
 # Names of what the backward pass needs from the forward one, for rematerialisation policies.
 SAVED_NAMES = ("window_attention", "window_attention_lse")
 

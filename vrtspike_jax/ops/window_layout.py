@@ -9,6 +9,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 Size3 = tuple[int, int, int]
+# Swin and VRT add this to the logits of tokens that the cyclic shift brought together.
+OTHER_REGION = -100.0
 
 
 def partition(x: Float[Array, "b t h w c"], window: Size3) -> Float[Array, "m n c"]:

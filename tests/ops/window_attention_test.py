@@ -1,0 +1,159 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from vrtspike_jax.ops import dispatch, shifted_window_attention, window_attention
+from vrtspike_jax.ops.window_layout import FrameWindows, partition, shift_regions
+
+
+def _normal(seed, *shapes, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def _value_and_gradients(call, arguments):
+    @jax.jit
+    def run(arguments):
+        out, pull = jax.vjp(call, *arguments)
+        weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+        return out, pull(weights.astype(out.dtype))
+
+    return jax.tree.leaves(run(tuple(arguments)))
+
+
+def _assert_equal(actual, wanted, tolerance):
+    assert len(actual) == len(wanted)
+    for a, b in zip(actual, wanted, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+    "tokens, heads, dim, biased, shifted, dtype",
+    [
+        (24, 2, 10, False, True, jnp.float32),  # a ragged tile, padded channels
+        (80, 1, 20, True, False, jnp.float32),  # two tiles
+        (64, 1, 16, True, False, jnp.bfloat16),
+    ],
+)
+def test_kernels_equal_the_reference_forward_and_backward(
+    tokens, heads, dim, biased, shifted, dtype
+):
+    arguments = _normal(0, *[(2, tokens, heads, dim)] * 3, dtype=dtype)
+    arguments += _normal(1, (heads, tokens, tokens)) if biased else []
+    regions = np.arange(2 * tokens).reshape(2, tokens) // 7 % 3 if shifted else None
+
+    def call(implementation):
+        def attend(q, k, v, bias=None):
+            return window_attention(q, k, v, bias, regions, implementation=implementation)
+
+        return _value_and_gradients(attend, arguments)
+
+    _assert_equal(call("interpret"), call("xla"), 1e-5 if dtype == jnp.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_kernels_read_shifted_windows_where_they_lie(mutual):
+    size, window, shift = (2, 8, 8), (2, 4, 4), (0, 2, 2)
+    qkv, other = _normal(2, *[(1, *size, 48)] * 2)
+    [bias] = _normal(3, (1, 32, 32))
+
+    def call(implementation):
+        def attend(qkv, bias, other):
+            return shifted_window_attention(
+                qkv,
+                bias,
+                window=window,
+                shift=shift,
+                mutual=other if mutual else None,
+                implementation=implementation,
+            )
+
+        arguments = [qkv, bias, other] if mutual else [qkv, bias]
+        return _value_and_gradients(lambda q, b, o=None: attend(q, b, o), arguments)
+
+    wanted = call("xla")
+    _assert_equal(call("interpret"), wanted, 1e-5)
+    _assert_equal(call("auto"), wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, window, shift",
+    [((4, 16, 8), (2, 8, 8), (1, 4, 0)), ((3, 12, 8), (3, 4, 4), (0, 2, 2))],
+)
+def test_address_arithmetic_equals_rolling_and_partitioning(size, window, shift):
+    rows = jnp.arange(2 * np.prod(size)).reshape(2, *size, 1)
+    rolled = jnp.roll(rows, [-s for s in shift], axis=(1, 2, 3))
+    wanted = partition(rolled, window)[..., 0]
+    layout = FrameWindows(2, size, window, shift)
+    assert wanted.shape == (layout.windows, layout.tokens)
+    index = jnp.arange(layout.windows)[:, None], jnp.arange(layout.tokens)[None, :]
+    np.testing.assert_array_equal(layout.key_rows(*index), wanted)
+    numbers = np.tile(shift_regions(size, window, shift), (2, 1))
+    regions = np.broadcast_to(layout.regions(*index), wanted.shape)
+    same = regions[:, :, None] == regions[:, None, :]
+    np.testing.assert_array_equal(same, numbers[:, :, None] == numbers[:, None, :])
+
+
+def test_mutual_halves_query_each_other_and_share_the_first_ones_regions():
+    layout = FrameWindows(1, (4, 8, 8), (2, 4, 4), (1, 2, 2))
+    half = FrameWindows(1, (4, 8, 8), (2, 4, 4), (1, 2, 2), mutual=True)
+    whole = layout.key_rows(jnp.arange(layout.windows)[:, None], jnp.arange(32)[None, :])
+    index = jnp.arange(half.windows)[:, None], jnp.arange(16)[None, :]
+    halves = whole.reshape(-1, 2, 16)
+    np.testing.assert_array_equal(half.key_rows(*index), halves.reshape(-1, 16))
+    np.testing.assert_array_equal(half.query_rows(*index), halves[:, ::-1].reshape(-1, 16))
+    regions = np.asarray(half.regions(*index)).reshape(-1, 2, 16)
+    np.testing.assert_array_equal(regions[:, 0], regions[:, 1])
+
+
+def test_auto_exports_for_tpus_without_gpu_kernels():
+    qkv, bias = jax.ShapeDtypeStruct((1, 2, 8, 8, 48), jnp.bfloat16), jnp.zeros((1, 64, 64))
+
+    def loss(qkv, bias):
+        out = shifted_window_attention(qkv, bias, window=(2, 4, 8), shift=(0, 2, 0))
+        return out.astype(jnp.float32).sum()
+
+    module = export.export(jax.jit(jax.grad(loss, argnums=(0, 1))), platforms=["tpu"])(qkv, bias)
+    assert "triton" not in module.mlir_module()
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "cudnn"])
+def test_platforms_that_lack_an_implementation_warn_once(implementation, caplog):
+    dispatch.warn_once.cache_clear()
+    q, k, v = _normal(4, *[(1, 16, 1, 16)] * 3, dtype=jnp.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            out = window_attention(q, k, v, implementation=implementation)
+    assert len(caplog.records) == 1 and implementation in caplog.text
+    np.testing.assert_array_equal(out, window_attention(q, k, v, implementation="xla"))
+
+
+def test_a_jax_without_triton_warns_once_and_runs_the_reference(monkeypatch, caplog):
+    def missing(name):
+        raise ImportError(f"no module {name}")
+
+    dispatch.warn_once.cache_clear()
+    dispatch.kernels.cache_clear()
+    monkeypatch.setattr(dispatch.importlib, "import_module", missing)
+    q, k, v = _normal(5, *[(1, 16, 1, 16)] * 3)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            out = window_attention(q, k, v)
+    dispatch.kernels.cache_clear()
+    assert len(caplog.records) == 1
+    np.testing.assert_array_equal(out, window_attention(q, k, v, implementation="xla"))
+
+
+def test_unknown_implementations_and_windows_that_do_not_tile_are_refused():
+    q, k, v = _normal(6, *[(1, 16, 1, 16)] * 3)
+    with pytest.raises(ValueError, match="'fast'"):
+        window_attention(q, k, v, implementation="fast")
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
+        shifted_window_attention(
+            jnp.zeros((1, 3, 8, 8, 48)), jnp.zeros((1, 32, 32)), window=(2, 4, 4), shift=(0, 0, 0)
+        )

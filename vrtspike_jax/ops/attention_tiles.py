@@ -1,0 +1,217 @@
+"""What the attention kernels share: sizes, tiles of tokens, exponentials, the walk over tiles."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from vrtspike_jax.ops.window_layout import OTHER_REGION, FrameWindows, PackedWindows
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a kernel runs.
+
+    Attributes:
+        group: Most windows that a program handles for each tile of the bias.
+        warps: Warps of a program.
+        stages: Depth of the compiler's software pipeline.
+    """
+
+    group: int
+    warps: int
+    stages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the kernels are specialised for.
+
+    Attributes:
+        layout: Where tokens lie.
+        heads: Heads of the queries, keys and values.
+        dim: Channels of a head.
+        shifted: Whether to compare regions: given as an array for `PackedWindows`.
+        columns: First channel of queries, keys and values in their arrays.
+        out_column: First channel of the result in its array.
+        block: Tokens of a tile.
+        forward: Launch of the forward kernel.
+        queries: Launch of the kernel for the queries' gradient.
+        keys: Launch of the kernel for the gradients of keys and values.
+        bias: Launch of the kernel for the bias.
+        interpret: Run on the CPU, for tests.
+    """
+
+    layout: PackedWindows | FrameWindows
+    heads: int
+    dim: int
+    shifted: bool = False
+    columns: tuple[int, int, int] = (0, 0, 0)
+    out_column: int = 0
+    block: int = 64
+    forward: Launch = Launch(group=2, warps=4, stages=3)
+    queries: Launch = Launch(group=2, warps=4, stages=3)
+    keys: Launch = Launch(group=1, warps=4, stages=3)
+    bias: Launch = Launch(group=1, warps=4, stages=3)
+    interpret: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Tiles along the tokens of a window."""
+        return pl.cdiv(self.layout.tokens, self.block)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last tile sticks out of the window."""
+        return self.layout.tokens % self.block != 0
+
+
+def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
+    """Chooses tile sizes."""
+    block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
+    return Plan(layout, heads, dim, **{"block": block} | fields)
+
+
+def exp2(x: Array, plan: Plan) -> Array:
+    """2**x in one instruction; the library's version spends three more on denormals."""
+    if plan.interpret:
+        return jnp.exp2(x)
+    return _assembly("ex2.approx.ftz.f32 $0, $1;", x)
+
+
+def exp(x: Array, shift: Array, plan: Plan) -> Array:
+    """2**(x * log2(e) - shift): a multiply-add that the compiler would not fuse, then `exp2`."""
+    shift = jnp.broadcast_to(shift, x.shape)
+    if plan.interpret:
+        return jnp.exp2(x * LOG2_E - shift)
+    fused = "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2; ex2.approx.ftz.f32 $0, y; }"
+    return _assembly(fused, x, -shift)
+
+
+def _assembly(code: str, *args: Array) -> Array:
+    """Applies PTX code to every element of float32 arrays."""
+    [y] = plgpu.elementwise_inline_asm(
+        code,
+        args=list(args),
+        constraints=",".join(["=f"] + ["f"] * len(args)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
+    )
+    return y
+
+
+def masked_load(address: Any, mask: Array | None) -> Array:
+    """Loads, with zeros where the mask is false."""
+    return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+
+class Side:
+    """One tile of a window's tokens, as queries (their results) or as keys."""
+
+    def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
+        self.plan, layout = plan, plan.layout
+        token = tile * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
+        self.valid = token < layout.tokens if plan.ragged else None
+        self.token, self.window = token, window
+        self.query_rows = layout.query_rows(window, token)
+        self.key_rows = layout.key_rows(window, token)
+        self.region = None
+        if region_ref is not None:
+            address = region_ref.at[lax.rem(window, region_ref.shape[0]), token]
+            self.region = masked_load(address, self.valid)
+        elif plan.shifted:
+            self.region = layout.regions(window, token)
+
+    def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
+        width = max(16, pl.next_power_of_2(self.plan.dim))
+        channel = jnp.arange(width, dtype=jnp.int32)
+        mask = None
+        if width != self.plan.dim:
+            mask = jnp.broadcast_to(channel < self.plan.dim, (self.plan.block, width))
+        if self.valid is not None:
+            inside = jnp.broadcast_to(self.valid[:, None], (self.plan.block, width))
+            mask = inside if mask is None else mask & inside
+        return ref.at[rows[:, None], (column + channel)[None, :]], mask
+
+    def load(self, ref: Any, rows: Array, column: Array) -> Float[Array, "block width"]:
+        """A head's channels of each token; zero where there is none."""
+        address, mask = self._address(ref, rows, column)
+        return masked_load(address, mask)
+
+    def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
+        """Inverse of `load`."""
+        address, mask = self._address(ref, rows, column)
+        plgpu.store(address, value.astype(ref.dtype), mask=mask)
+
+    def load_row(
+        self, ref: Any, head: Array, window: Array | None = None
+    ) -> Float[Array, " block"]:
+        """One number for each token, of an array (heads, windows * tokens)."""
+        window = self.window if window is None else window
+        index = window * self.plan.layout.tokens + self.token
+        return masked_load(ref.at[head, index], self.valid)
+
+    def store_row(self, ref: Any, head: Array, value: Array) -> None:
+        """Inverse of `load_row`."""
+        index = self.window * self.plan.layout.tokens + self.token
+        plgpu.store(ref.at[head, index], value, mask=self.valid)
+
+
+def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) -> Array:
+    """S for one tile, or its transpose if `rows` are the keys; float32."""
+    s = jnp.dot(a, b.T, preferred_element_type=jnp.float32)
+    if bias is not None:
+        s += bias.astype(jnp.float32)
+    if rows.region is not None:
+        s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
+    return s
+
+
+def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
+    """Sorts a kernel's references: `inputs` arrays, bias or None, regions or None, the rest."""
+    rest = list(refs[inputs:])
+    bias = rest.pop(0) if biased else None
+    regions = rest.pop(0) if plan.shifted and isinstance(plan.layout, PackedWindows) else None
+    return (*refs[:inputs], bias, regions, rest)
+
+
+def program(plan: Plan, group: int) -> tuple[list[Array], Array, Array]:
+    """Windows, tile and head of this program; neighbours share windows."""
+    index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
+    first = lax.div(index, plan.blocks) * group
+    return [first + g for g in range(group)], lax.rem(index, plan.blocks), head
+
+
+def walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: Any) -> Any:
+    """Runs `body(tile, bias, carry)` over the tiles of a window.
+
+    Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
+    """
+
+    def bias(tile: Array) -> Array | None:
+        if bias_ref is None:
+            return None
+        token = jnp.arange(plan.block, dtype=jnp.int32)
+        row, column = own * plan.block + token, tile * plan.block + token
+        mask = None
+        if plan.ragged:
+            inside = [t < plan.layout.tokens for t in (row, column)]
+            mask = inside[0][:, None] & inside[1][None, :]
+        return masked_load(bias_ref.at[head, row[:, None], column[None, :]], mask)
+
+    def step(tile: Array, state: tuple) -> tuple:
+        following = bias(jnp.minimum(tile + 1, plan.blocks - 1))
+        return body(tile, state[0], state[1]), following
+
+    first = bias(jnp.int32(0))
+    if plan.blocks == 1:
+        return body(jnp.int32(0), carry, first)
+    return lax.fori_loop(0, plan.blocks, step, (carry, first))[0]
