@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 2**26
 CHECKSUMS = "checksums.json"
 SET_ASIDE = "damaged"
 # Orbax rewrites these two while it commits.
-_UNCHECKED = {"commit_success.txt", "_CHECKPOINT_METADATA", CHECKSUMS}
+UNCHECKED = {"commit_success.txt", "_CHECKPOINT_METADATA", CHECKSUMS}
 _STEP = re.compile(r"[0-9]+")
 
 
@@ -228,7 +228,7 @@ def _files(checkpoint: Path) -> list[str]:
     return sorted(
         str(path.relative_to(checkpoint))
         for path in checkpoint.rglob("*")
-        if path.is_file() and path.name not in _UNCHECKED
+        if path.is_file() and path.name not in UNCHECKED
     )
 
 
