@@ -22,13 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = ROOT / "tests" / "training" / "stand_in.py"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-sys.path.insert(0, str(ROOT / "tests" / "data"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "training"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "data"))
 import jax
 import ml_collections
 import numpy as np
@@ -44,6 +41,7 @@ from vrtspike_jax.training import checkpoints
 from vrtspike_jax.training.loop import TrainingDivergedError, train
 from vrtspike_jax.training.run import prepare
 
+PROGRAM = Path(stand_in.__file__)
 STEPS = 60
 OPTIONS = {"num_steps": STEPS, "checkpoint_every_steps": 4, "eval_every_steps": 1000}
 MIB = 2**20
