@@ -20,10 +20,12 @@ class BasicModule(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 8"]) -> Float[Array, "n h w 2"]:
-        for i, features in enumerate((32, 64, 32, 16, 2)):
-            x = Conv(features, (7, 7), padding=3, name=f"basic_module_{2 * i}")(x)
-            x = nn.relu(x) if features > 2 else x
-        return x
+        for i, features in enumerate((32, 64, 32, 16)):
+            x = nn.relu(Conv(features, (7, 7), padding=3, name=f"basic_module_{2 * i}")(x))
+        # Untrained flow is no motion, rather than a random one.
+        return Conv(2, (7, 7), padding=3, kernel_init=nn.initializers.zeros, name="basic_module_8")(
+            x
+        )
 
 
 class SpyNet(nn.Module):

@@ -186,7 +186,7 @@ def _convolve(
     implementation: str,
 ) -> Array:
     dispatch.check("deform_conv2d", implementation, IMPLEMENTATIONS)
-    kernels = None if implementation == "xla" else dispatch.kernels("pallas_deform")
+    kernels = dispatch.kernels("pallas_deform") if dispatch.uses_kernels(implementation) else None
     groups = raw.shape[3] * raw.shape[-1]
     plan = None
     if kernels is not None:

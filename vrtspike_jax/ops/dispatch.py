@@ -28,6 +28,17 @@ def kernels(name: str) -> ModuleType | None:
         return None
 
 
+def uses_kernels(implementation: str) -> bool:
+    """Whether an operation is to be built around its kernels.
+
+    "auto" asks for them on GPU hosts alone: elsewhere they would only be traced, and the backward
+    pass would recompute what the reference keeps.
+    """
+    if implementation == "auto":
+        return jax.default_backend() == "gpu"
+    return implementation in ("pallas", "interpret")
+
+
 def check(operation: str, implementation: str, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:
     """Raises ValueError for an unknown implementation; warns where this platform lacks it."""
     if implementation not in allowed:

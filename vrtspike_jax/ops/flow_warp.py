@@ -71,7 +71,7 @@ def flow_warp(
     if flow.shape != (n, h, w, 2):
         raise ValueError(f"flow_warp: flow has shape {flow.shape}, want {(n, h, w, 2)}")
     flow = flow.astype(jnp.float32)
-    if (mode, padding) == ("bilinear", "zeros") and implementation != "xla":
+    if (mode, padding) == ("bilinear", "zeros") and dispatch.uses_kernels(implementation):
         kernels = dispatch.kernels("pallas_warp")
         plan = kernels and kernels.make_plan(
             x.shape[:3], x.shape[3], interpret=implementation == "interpret"

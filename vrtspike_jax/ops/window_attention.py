@@ -221,9 +221,7 @@ class _ShiftedReference:
 
 
 def _kernels(implementation: str) -> Any:
-    if implementation in ("xla", "cudnn"):
-        return None
-    return dispatch.kernels("pallas_attention")
+    return dispatch.kernels("pallas_attention") if dispatch.uses_kernels(implementation) else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
