@@ -59,7 +59,8 @@ def unpack(groups: Groups, like: Any, flow_modules: Sequence[str]) -> Any:
 
 def _join(leaves: list[jax.Array]) -> jax.Array:
     size = sum(leaf.size for leaf in leaves)
-    padding = jnp.zeros(-size % MULTIPLE, jnp.float32)
+    # An empty group is all padding: checkpoints cannot hold arrays without elements.
+    padding = jnp.zeros(-size % MULTIPLE if size else MULTIPLE, jnp.float32)
     return jnp.concatenate([leaf.reshape(-1) for leaf in leaves] + [padding])
 
 
