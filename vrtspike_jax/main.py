@@ -55,7 +55,7 @@ def dispatch(config: ml_collections.ConfigDict | None, workdir: str | None, mode
         if config is None:
             raise ValueError("--config is missing: which config file to train with")
         return train(config, workdir)
-    except (ValueError, TrainingDivergedError, CheckpointWriteError) as error:
+    except (ValueError, OSError, TrainingDivergedError, CheckpointWriteError) as error:
         if FLAGS.verbosity > 0:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
