@@ -23,14 +23,16 @@ class FrameConv(nn.Module):
     Attributes:
         features: Output channels.
         dtype: Compute dtype.
+        kernel_init: How weights are drawn.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = torch_uniform
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w features"]:
-        kernel = self.param("kernel", torch_uniform, (1, 3, 3, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (1, 3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         frames = x.reshape((-1,) + x.shape[2:]).astype(self.dtype)
         y = jax.lax.conv_general_dilated(

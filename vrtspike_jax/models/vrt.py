@@ -380,7 +380,9 @@ class VRT(nn.Module):
         x = x + self._reconstruct(body, train)
         if self.pa_frames:
             x, frames = self._enlarge(x, frames)
-            x = FrameConv(self.out_chans, self.dtype, name="conv_last")(x)
+            # Zeros: an untrained network returns its input, and training starts from there.
+            zeros = nn.initializers.zeros
+            x = FrameConv(self.out_chans, self.dtype, kernel_init=zeros, name="conv_last")(x)
             out = x.astype(jnp.float32) + frames
         else:
             out = self._interpolate(x, mean)
