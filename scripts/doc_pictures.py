@@ -34,11 +34,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         _write_video(work / "scene", 11 * 7)
-        _run("simulate", "--video", work / "scene", "--out", work / "set", "--seed", 1)
+        _run("simulate", "--video", work / "scene", "--out", work / "set", "--substeps", 3)
         sequence = work / "set" / "test" / "scene"
         spikes = sequence / "spike"
         first = spikes / "00000003.dat"
-        _run("inspect", first, "--out", work / "look", "--window", 24)
+        _run("inspect", first, "--out", work / "look", "--window", 16)
         # The page names the checkpoint's path, which shall not be one of this machine's.
         shutil.copytree(args.checkpoint, work / "runs" / args.checkpoint.name)
         checkpoint = ("--checkpoint", work / "runs" / args.checkpoint.name)
@@ -62,7 +62,7 @@ def _run(*command) -> None:
 
 
 def _write_video(folder: pathlib.Path, count: int) -> None:
-    """A pan over one photograph while a part of another crosses it, about two pixels a frame."""
+    """A pan over one photograph while a part of another crosses it, one to four pixels a frame."""
     folder.mkdir()
     back = cv2.resize(skimage.data.astronaut(), (640, 640), interpolation=cv2.INTER_CUBIC)
     front = cv2.resize(skimage.data.chelsea()[20:260, 80:380], (150, 120))
@@ -70,9 +70,9 @@ def _write_video(folder: pathlib.Path, count: int) -> None:
     mask = (((y - 60) / 55) ** 2 + ((x - 75) / 70) ** 2 < 1).astype(np.float32)
     mask = cv2.GaussianBlur(mask, (0, 0), 1)[..., None]
     for i in range(count):
-        shift = np.float32([[1, 0, -60 - 1.9 * i], [0, 1, -40 - 12 * np.sin(i / 9)]])
+        shift = np.float32([[1, 0, -60 - 1.4 * i], [0, 1, -40 - 12 * np.sin(i / 9)]])
         frame = cv2.warpAffine(back, shift, SIZE[::-1], flags=cv2.INTER_LINEAR).astype(np.float32)
-        place = np.float32([[1, 0, 230 - 2.6 * i], [0, 1, 124 + 10 * np.sin(i / 7)]])
+        place = np.float32([[1, 0, 230 - 2.2 * i], [0, 1, 124 + 10 * np.sin(i / 7)]])
         over = cv2.warpAffine(front, place, SIZE[::-1]).astype(np.float32)
         share = cv2.warpAffine(mask, place, SIZE[::-1])[..., None]
         frame += share * (over - frame)

@@ -107,6 +107,21 @@ def test_exposures_from_an_alignment_log(vrtspike, checkpoint, tmp_path):
     assert record["windows"] == [["long.dat", 4 + 20 * i, 16] for i in range(3)]
 
 
+def test_a_model_without_a_spike_branch_takes_no_spikes(vrtspike, checkpoint, tmp_path):
+    plain = world.write_checkpoint(tmp_path / "plain", spikes=False)
+    frames = world.make_frames(6, (75, 64))
+    blur = world.write_images(tmp_path / "blur", frames)
+    out = tmp_path / "out"
+    result = vrtspike("deblur", "--blur", blur, "--out", out, "--checkpoint", plain)
+    assert result.exit_code == 0, result.output
+    assert "no spikes" in result.stderr
+    np.testing.assert_array_equal(world.read_images(out), frames)
+    page = vrtspike("report", out, "--out", tmp_path / "page.html")
+    assert page.exit_code == 0, page.output
+    result = vrtspike("deblur", "--blur", blur, "--out", tmp_path / "b", "--checkpoint", checkpoint)
+    assert result.exit_code == 2 and "--spikes is missing" in result.stderr
+
+
 def test_a_half_done_folder_is_finished_and_a_finished_one_is_left_alone(
     vrtspike, tmp_path, monkeypatch
 ):
@@ -285,6 +300,8 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(vrtspike, checkpoin
         (["--spike-size", "33x32"], "found 2048 bytes"),
         (["--spike-size", "tiny"], "wanted HEIGHTxWIDTH"),
         (["--out", "no/such/out.mp4"], "its folder does not exist"),
+        (["--out", "out.webm"], "wanted a video that ends in"),
+        (["--out", f"{__file__}/out"], "cannot be created in"),
         (["--bit-depth", 16, "--format", "jpg"], "JPEG holds 8 bits"),
         (["--json", "no/such/a.json"], "its folder does not exist"),
         (["--blur", "nowhere"], "no such folder or video"),

@@ -80,6 +80,15 @@ def test_the_table_of_frames_and_the_pictures_agree_with_the_json(
     assert again.exit_code == 2 and "nothing is overwritten" in again.stderr
 
 
+def test_a_model_without_a_spike_branch_is_scored_too(vrtspike, dataset, tmp_path):
+    plain = world.write_checkpoint(tmp_path / "plain", gain=0.5, spikes=False)
+    out = tmp_path / "scores"
+    result = vrtspike("evaluate", "--data", dataset[0], "--out", out, "--checkpoint", plain)
+    assert result.exit_code == 0, result.output
+    mean = json.loads((out / "metrics.json").read_text())["mean"]
+    assert mean["restored"]["psnr_rgb"] < mean["blurred"]["psnr_rgb"] - 10
+
+
 def test_without_a_checkpoint_the_spikes_are_scored_alone(vrtspike, dataset, tmp_path, monkeypatch):
     monkeypatch.delenv("VRTSPIKE_CHECKPOINT", raising=False)
     out = tmp_path / "scores"

@@ -36,20 +36,35 @@ class Gain(nn.Module):
         return frames * gain + flow * jnp.mean(voxels)
 
 
+class PlainGain(nn.Module):
+    """The same without a spike branch, as a plain VRT is."""
+
+    upscale: int = 1
+    pa_frames: int = 2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, frames, train=False):
+        self.param("spynet", nn.initializers.zeros, (1,))
+        return frames * self.param("gain", nn.initializers.ones, (1,))
+
+
 def register():
-    """Makes the model known as config.model.name = "gain"."""
+    """Makes the models known as config.model.name = "gain" and "plain_gain"."""
     build.MODELS["gain"] = lambda fields: build.construct(Gain, fields, "config.model")
+    build.MODELS["plain_gain"] = lambda fields: build.construct(PlainGain, fields, "config.model")
 
 
-def write_checkpoint(workdir: Path, gain: float = 1.0, clip_length: int = 5) -> Path:
+def write_checkpoint(workdir: Path, gain: float = 1.0, spikes: bool = True) -> Path:
     """A training workdir with one real checkpoint."""
     register()
     config = baseline.get_config()
     config.unlock()
     del config.model
     config.model = {"name": "gain", "spike_bins": 4, "dtype": "float32"}
+    if not spikes:
+        config.model = {"name": "plain_gain", "dtype": "float32"}
     config.data.voxel.bins = 4
-    config.data.clip_length = clip_length
     config.loss.vgg_weight = 0.0
     params = {"gain": jnp.full((1,), gain), "spynet": jnp.zeros((1,))}
     store = CheckpointStore(workdir / "checkpoints")

@@ -142,7 +142,7 @@ def _read_deblur(folder: Path, values: dict[str, Any], most_clips: int) -> Conte
     shown = set(_spread(range(len(values["names"])), most_clips))
     for index, name in enumerate(values["names"]):
         fired = _read_exposure(values, index) if values["spikes"] else np.zeros((0, 1, 1), np.uint8)
-        activity = fired.reshape(len(fired), -1).mean(1)
+        activity = fired.mean((1, 2))
         rates.append(float(activity.mean()) if len(activity) else 0.0)
         if index not in shown:
             continue

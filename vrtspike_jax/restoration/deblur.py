@@ -14,7 +14,7 @@ from vrtspike_jax.restoration.exposures import Exposures, NoExposures
 from vrtspike_jax.restoration.frames import FolderFrames
 from vrtspike_jax.restoration.restorer import WHOLE, Plan, Restorer, from_unit
 from vrtspike_jax.restoration.sinks import FolderSink, background
-from vrtspike_jax.restoration.video import VIDEO_SUFFIXES, VideoFrames, video_writer
+from vrtspike_jax.restoration.video import VIDEO_SUFFIXES, WRITABLE, VideoFrames, video_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +208,8 @@ def _again(chosen: dict[str, Any]) -> Tiling:
 def _to_video(restorer, frames, exposures, output: Output, tiling: Tiling, count: int):
     if output.path.exists():
         raise ValueError(f"{output.path}: exists already; nothing is overwritten")
+    if output.path.suffix.lower() not in WRITABLE:
+        raise ValueError(f"{output.path}: wanted a video that ends in {', '.join(WRITABLE)}")
     if output.bits == 16:
         raise ValueError(f"{output.path}: a video holds 8 bits a channel, asked for 16")
     if not output.path.absolute().parent.is_dir():

@@ -64,11 +64,14 @@ class FolderSink:
           ValueError: it is damaged.
         """
         try:
-            return json.loads((folder / RECORD).read_text())
-        except FileNotFoundError:
+            record = json.loads((folder / RECORD).read_text())
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / RECORD}: cannot be read: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("chosen"), dict):
+            raise ValueError(f"{folder / RECORD}: is no record of this version")
+        return record
 
     def _find_done(self) -> set[int]:
         if not self._existed:

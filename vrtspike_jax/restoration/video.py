@@ -9,6 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+WRITABLE = (".mp4", ".mov", ".mkv", ".m4v")  # take H.264
 
 
 class VideoFrames:
@@ -122,13 +123,18 @@ def video_writer(
         output_params=["-crf", str(crf), "-movflags", "+faststart"],
         ffmpeg_log_level="error",
     )
+
+    def send(frame: np.ndarray | None) -> None:
+        try:
+            encoder.send(frame)
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be encoded: {_reason(error)}") from None
+
     try:
-        encoder.send(None)
-        yield lambda frame: encoder.send(np.ascontiguousarray(frame))
+        send(None)  # starts the encoder
+        yield lambda frame: send(np.ascontiguousarray(frame))
         encoder.close()
         partial.replace(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be encoded: {_reason(error)}") from None
     finally:
         encoder.close()
         partial.unlink(missing_ok=True)
