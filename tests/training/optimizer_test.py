@@ -126,7 +126,9 @@ def test_adafactor_descends_with_a_state_far_smaller_than_the_parameters():
     assert sum(x.nbytes for x in jax.tree.leaves(state)) < 0.02 * target.nbytes
     start = float(jnp.mean(target**2))
     for _ in range(50):
-        direction, state = tx.update({"flow": [], "rest": [groups["rest"][0] - target]}, state, groups)
+        direction, state = tx.update(
+            {"flow": [], "rest": [groups["rest"][0] - target]}, state, groups
+        )
         groups = optimizer.apply_direction(groups, direction, 0.05, 1.0)
     assert float(jnp.mean((groups["rest"][0] - target) ** 2)) < 0.1 * start
 

@@ -159,7 +159,7 @@ def accumulate(
     def one(micro: Batch, number: jax.Array | int) -> tuple[Groups, jax.Array, Metrics]:
         (loss, parts), grads = grad_fn(params, micro, fixed, jax.random.fold_in(key, number))
         grads = pack(grads, recipe.flow_modules, recipe.flat)
-        parts["grad_finite"] = jnp.isfinite(optax.global_norm(grads))
+        parts["grad_finite"] = jnp.isfinite(optax.tree.norm(grads))
         return grads, loss, parts
 
     count = batch["blur"].shape[0]
@@ -216,7 +216,7 @@ def train_step(
         recipe.learning_rate, recipe.num_steps, recipe.warmup_steps
     )(state.step)
     grads = optimizer.hold_frozen(grads, flow)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     old = pack(state.params, recipe.flow_modules, recipe.flat)
@@ -229,8 +229,7 @@ def train_step(
         opt_state=opt_state,
         ema_params=_average(state, new, finite, recipe),
     )
-    clip_finite = jnp.isfinite(parts.pop("clip_loss")) & parts.pop("grad_finite")[:, None]
-    metrics = parts | {
+    metrics = {
         "loss": loss,
         "learning_rate": rate,
         "grad_norm": grad_norm,
@@ -238,9 +237,17 @@ def train_step(
         "skipped_in_row": new_state.skipped_in_row,
         "loss_spike": spike,
         "index": batch["index"],
-        "clip_finite": clip_finite,
+        "clip_finite": _innocent(parts.pop("clip_loss"), parts.pop("grad_finite")),
     }
-    return new_state, metrics
+    return new_state, metrics | parts
+
+
+def _innocent(clip_loss: jax.Array, grad_finite: jax.Array) -> jax.Array:
+    """(A, B) bool: False for clips whose own loss is not finite, and for all of a micro-batch
+    whose losses are finite but whose gradient is not."""
+    loss_finite = jnp.isfinite(clip_loss)
+    explained = ~jnp.all(loss_finite, axis=1)
+    return loss_finite & (grad_finite | explained)[:, None]
 
 
 def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
