@@ -1,6 +1,6 @@
 """A program that trains the stand-in model on a mesh, alone or as one of several processes.
 
-python several_devices.py WORKDIR data,fsdp,spatial [HOST_INDEX NUM_HOSTS PORT]
+python several_devices.py WORKDIR data,fsdp,spatial [HOST_INDEX NUM_HOSTS PORT [STEPS]]
 """
 
 import sys
@@ -15,9 +15,9 @@ BATCH = 8
 STEPS = 10
 
 
-def config(mesh):
-    """Ten steps of eight clips; parameters large enough to be worth splitting over `fsdp`."""
-    found = stand_in.tiny_config(STEPS)
+def config(mesh, steps=STEPS):
+    """Steps of eight clips, one micro-batch each."""
+    found = stand_in.tiny_config(steps)
     found.unlock()
     found.data.batch_size = BATCH
     found.optim.accumulation_steps = 1
@@ -36,7 +36,8 @@ def main(argv):
         flags.FLAGS.set_default("coordinator", f"localhost:{argv[5]}")
     flags.FLAGS.set_default("workdir", argv[1])
     mesh = tuple(int(size) for size in argv[2].split(","))
-    app.run(lambda _: program.dispatch(config(mesh), argv[1], "train"), argv[:1])
+    steps = int(argv[6]) if len(argv) > 6 else STEPS
+    app.run(lambda _: program.dispatch(config(mesh, steps), argv[1], "train"), argv[:1])
 
 
 if __name__ == "__main__":

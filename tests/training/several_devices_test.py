@@ -1,9 +1,12 @@
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import stand_in
 
+from vrtspike_jax.training import checkpoint_files as files
 from vrtspike_jax.training import checkpoints
 
 PROGRAM = Path(__file__).with_name("several_devices.py")
@@ -77,17 +81,39 @@ def test_ten_steps_on_eight_devices_equal_those_on_one(mesh, axes, one_device, t
     assert_equal_runs(result(workdir), one_device)
 
 
-@pytest.mark.parametrize("mesh", ["-1,1,1", "1,2,1"], ids=["data", "fsdp"])
-def test_ten_steps_of_two_processes_equal_those_of_one(mesh, one_device, tmp_path):
-    workdir = tmp_path / "run"
+@contextlib.contextmanager
+def two_processes(workdir, mesh, *steps):
+    """Both hosts of a run; whatever happens, they are gone in the end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    hosts = [start(workdir, mesh, index, 2, port) for index in (0, 1)]
+    hosts = [start(workdir, mesh, index, 2, port, *steps) for index in (0, 1)]
     try:
-        for host in hosts:
-            finish(host)
+        yield hosts
     finally:
         for host in hosts:
             host.kill()
+
+
+@pytest.mark.parametrize("mesh", ["-1,1,1", "1,2,1"], ids=["data", "fsdp"])
+def test_ten_steps_of_two_processes_equal_those_of_one(mesh, one_device, tmp_path):
+    workdir = tmp_path / "run"
+    with two_processes(workdir, mesh) as hosts:
+        for host in hosts:
+            finish(host)
     assert_equal_runs(result(workdir), one_device)
+
+
+def test_sigterm_at_one_process_stops_both_after_the_same_step(tmp_path):
+    workdir = tmp_path / "run"
+    with two_processes(workdir, "-1,1,1", 100_000) as hosts:
+        log = workdir / "metrics.jsonl"
+        while not log.exists() or '"loss"' not in log.read_text():
+            assert hosts[0].poll() is None, hosts[0].communicate()[0][-3000:]
+            time.sleep(0.1)
+        hosts[1].send_signal(signal.SIGTERM)
+        outputs = [host.communicate(timeout=300)[0] for host in hosts]
+        assert [host.returncode for host in hosts] == [143, 143], outputs[0][-3000:]
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert files.find_steps(workdir / "checkpoints")[-1] == last
+    files.verify(workdir / "checkpoints" / str(last))
