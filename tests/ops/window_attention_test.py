@@ -70,6 +70,7 @@ def test_kernels_read_shifted_windows_where_they_lie(mutual):
                 window=window,
                 shift=shift,
                 mutual=other if mutual else None,
+                scale=0.3,
                 implementation=implementation,
             )
 
@@ -143,7 +144,7 @@ def test_a_jax_without_triton_warns_once_and_runs_the_reference(monkeypatch, cap
     q, k, v = _normal(5, *[(1, 16, 1, 16)] * 3)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            out = window_attention(q, k, v)
+            out = window_attention(q, k, v, implementation="interpret")
     dispatch.kernels.cache_clear()
     assert len(caplog.records) == 1
     np.testing.assert_array_equal(out, window_attention(q, k, v, implementation="xla"))

@@ -89,6 +89,15 @@ def _plan(
         yield path, names, axes, tuple(own[a] for a in axes)
 
 
+def published_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, in PyTorch's layout, of the parameters that a model's state dict has."""
+    return {
+        name: shape
+        for _, names, _, shape in _plan(parameter_shapes(model))
+        for name, _ in names
+    }
+
+
 def unwrap(state_dict: Mapping[str, Any], buffers: bool = False) -> dict[str, np.ndarray]:
     """Finds the parameters (and buffers) in the wrappers that checkpoints in circulation have.
 

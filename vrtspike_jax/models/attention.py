@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -15,9 +14,9 @@ from vrtspike_jax.models.layers import (
     LayerNormParameters,
     drop_path_scale,
 )
-from vrtspike_jax.ops import gated_mlp, window_attention
+from vrtspike_jax.ops import gated_mlp, shifted_window_attention
+from vrtspike_jax.ops.window_layout import Size3
 
-Size3 = tuple[int, int, int]
 REMATS = ("none", "attn", "ffn", "block")
 
 
@@ -26,35 +25,6 @@ def clamp_window(size: Size3, window: Size3, shift: Size3) -> tuple[Size3, Size3
     clamped = tuple(min(s, w) for s, w in zip(size, window, strict=True))
     shift = tuple(0 if s <= w else f for s, w, f in zip(size, window, shift, strict=True))
     return clamped, shift
-
-
-def shift_regions(padded: Size3, window: Size3, shift: Size3) -> Int[np.ndarray, "windows n"]:
-    """Numbers the parts that a cyclic shift brings together, token by token of every window.
-
-    Tokens with different numbers were not neighbours before the shift (VRT's `compute_mask`).
-    """
-    region = np.zeros(padded, np.int32)
-    for axis, (w, s) in enumerate(zip(window, shift, strict=True)):
-        index = np.zeros(padded[axis], np.int32)
-        if s:
-            index[-w:-s], index[-s:] = 1, 2
-        region = 3 * region + np.expand_dims(index, [i for i in range(3) if i != axis])
-    return partition(region[None, ..., None], window)[..., 0]
-
-
-def partition(x: Array, window: Size3) -> Array:
-    """Cuts (B, T, H, W, C) into windows (B * windows, tokens, C)."""
-    b, t, h, w, c = x.shape
-    wt, wh, ww = window
-    x = x.reshape(b, t // wt, wt, h // wh, wh, w // ww, ww, c)
-    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, wt * wh * ww, c)
-
-
-def merge(windows: Array, window: Size3, size: Size3) -> Array:
-    """Inverse of `partition` for a feature map of T, H, W = `size`."""
-    (t, h, w), (wt, wh, ww) = size, window
-    x = windows.reshape(-1, t // wt, h // wh, w // ww, wt, wh, ww, windows.shape[-1])
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, t, h, w, windows.shape[-1])
 
 
 def relative_position_index(window: Size3) -> Int[np.ndarray, "n n"]:
@@ -107,19 +77,25 @@ class WindowAttention(nn.Module):
     mut_attn: bool = True
     dtype: jnp.dtype = jnp.float32
 
-    def _project(self, x: Array, name: str) -> list[Array]:
-        """Queries (scaled), keys and values, each (M, N, heads, head_dim)."""
-        head_dim = self.dim // self.num_heads
-        qkv = Dense(3 * self.dim, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
-        qkv = qkv.reshape(x.shape[:2] + (3, self.num_heads, head_dim))
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        return [q * jnp.asarray(self.qk_scale or head_dim**-0.5, q.dtype), k, v]
+    def _project(self, x: Array, name: str) -> Array:
+        """Queries, keys and values, packed along the channels."""
+        return Dense(3 * self.dim, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
+
+    def _position(self, x: Array, shift: Size3) -> Array:
+        """Adds the sine encoding of each token's place in its window."""
+        _, height, width = self.window_size
+        encoding = sine_position_encoding(height, width, self.dim).reshape(height, width, -1)
+        encoding = np.roll(encoding, shift[1:], axis=(0, 1)).astype(x.dtype)
+        b, t, h, w, c = x.shape
+        tiles = x.reshape(b, t, h // height, height, w // width, width, c)
+        return (tiles + encoding[:, None]).reshape(x.shape)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "m n c"], regions: Int[Array, "windows n"] | None
-    ) -> Float[Array, "m n c"]:
-        m, n, c = x.shape
+        self, x: Float[Array, "b t h w c"], window: Size3, shift: Size3
+    ) -> Float[Array, "b t h w c"]:
+        """Attends in windows of a map whose size they divide, after rolling it by -`shift`."""
+        n = math.prod(window)
         spans = math.prod(2 * w - 1 for w in self.window_size)
         table = self.param(
             "relative_position_bias_table",
@@ -129,19 +105,18 @@ class WindowAttention(nn.Module):
         # Published behaviour for clips shorter than the window: the first tokens' part.
         index = relative_position_index(self.window_size)[:n, :n]
         bias = table[index.reshape(-1)].reshape(n, n, -1).transpose(2, 0, 1)
-        out = window_attention(*self._project(x, "qkv_self"), bias, regions).reshape(m, n, c)
+        mutual = None
         if self.mut_attn:
-            position = sine_position_encoding(*self.window_size[1:], c)
-            qkv = self._project(x + np.tile(position, (2, 1)).astype(x.dtype), "qkv_mut")
-            half = n // 2
-            q, k, v = (a.reshape((m, 2, half) + a.shape[2:]) for a in qkv)
-            # Each frame's place receives what the other frame's queries find in it.
-            pairs = [a.reshape((2 * m, half) + a.shape[3:]) for a in (q[:, ::-1], k, v)]
-            if regions is not None:
-                regions = jnp.repeat(regions[:, :half], 2, axis=0)
-            mutual = window_attention(*pairs, None, regions).reshape(m, n, c)
-            out = jnp.concatenate([mutual, out], axis=-1)
-        return Dense(c, dtype=self.dtype, name="proj")(out)
+            mutual = self._project(self._position(x, shift), "qkv_mut")
+        out = shifted_window_attention(
+            self._project(x, "qkv_self"),
+            bias,
+            window=window,
+            shift=shift,
+            mutual=mutual,
+            scale=self.qk_scale or (self.dim // self.num_heads) ** -0.5,
+        )
+        return Dense(self.dim, dtype=self.dtype, name="proj")(out)
 
 
 class TMSA(nn.Module):
@@ -174,12 +149,6 @@ class TMSA(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="norm1")(x)
         padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-        padded = x.shape[1:4]
-        regions = None
-        if any(shift):
-            x = jnp.roll(x, [-s for s in shift], axis=(1, 2, 3))
-            # Behind a barrier, or the compiler expands the mask to a (windows, N, N) constant.
-            regions = jax.lax.optimization_barrier(shift_regions(padded, window, shift))
         attention = WindowAttention(
             self.dim,
             self.window_size,
@@ -190,10 +159,7 @@ class TMSA(nn.Module):
             self.dtype,
             name="attn",
         )
-        x = merge(attention(partition(x, window), regions), window, padded)
-        if any(shift):
-            x = jnp.roll(x, shift, axis=(1, 2, 3))
-        x = x[:, : size[0], : size[1], : size[2]]
+        x = attention(x, window, shift)[:, : size[0], : size[1], : size[2]]
         if scale is not None:
             x *= scale.reshape(-1, 1, 1, 1, 1).astype(x.dtype)
         return original + x

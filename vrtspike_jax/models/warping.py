@@ -2,12 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.layers import Conv, GatedMlp, torch_uniform
-from vrtspike_jax.ops import deform_conv2d, flow_warp
+from vrtspike_jax.ops import (
+    deform_conv2d,
+    flow_guided_deform_conv,
+    flow_warp,
+    quad_size,
+    raw_channels,
+)
 
 # flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
 Flows = list[list[Float[Array, "b pairs h w 2"]]]
@@ -91,24 +98,51 @@ class FlowGuidedDeformConv(nn.Module):
         for i in range(3):
             y = Conv(self.dim, (3, 3), padding=1, dtype=self.dtype, name=f"conv_offset_{2 * i}")(y)
             y = nn.leaky_relu(y, 0.1)
-        taps = 9 * self.deformable_groups
-        zeros = nn.initializers.zeros
-        y = nn.Conv(
-            3 * taps, (3, 3), padding=1, dtype=self.dtype, kernel_init=zeros, name="conv_offset_6"
-        )(y).astype(jnp.float32)
-        residual = self.max_residue_magnitude * jnp.tanh(y[..., : 2 * taps])
+        x = jnp.concatenate(sources, axis=-1)
+        weight = self.param("weight", torch_uniform, (3, 3, self.dim, self.dim))
+        bias = self.param("bias", nn.initializers.zeros, (self.dim,))
+        flow = jnp.stack(flows, axis=3)
+        groups, last = self.deformable_groups, "conv_offset_6"
+        if groups % len(flows) == 0:
+            quad = quad_size(groups, len(flows), x.shape[-1])
+            y = ReorderedConv(tuple(raw_channels(groups, quad)), self.dtype, name=last)(y)
+            y = y.reshape(*y.shape[:3], groups // quad, 9, 3, quad)
+            return flow_guided_deform_conv(x, y, flow, weight, bias, self.max_residue_magnitude)
+        y = ReorderedConv(tuple(range(27 * groups)), self.dtype, name=last)(y).astype(jnp.float32)
+        residual = self.max_residue_magnitude * jnp.tanh(y[..., : 18 * groups])
         # As published, sources share the (group, tap) pairs evenly, even where they do not divide
         # the groups.
         offset = rearrange(residual, "n h w (s pair yx) -> n h w s pair yx", s=len(flows), yx=2)
-        offset += jnp.stack(flows, axis=3)[..., None, ::-1]
-        kernel_shape = (3, 3, self.dim, self.dim)
-        return deform_conv2d(
-            jnp.concatenate(sources, axis=-1),
-            offset.reshape(*y.shape[:3], self.deformable_groups, 9, 2),
-            rearrange(jax.nn.sigmoid(y[..., 2 * taps :]), "n h w (g k) -> n h w g k", k=9),
-            self.param("weight", torch_uniform, kernel_shape),
-            self.param("bias", zeros, (self.dim,)),
+        offset = (offset + flow[..., None, ::-1]).reshape(*y.shape[:3], groups, 9, 2)
+        mask = rearrange(jax.nn.sigmoid(y[..., 18 * groups :]), "n h w (g k) -> n h w g k", k=9)
+        return deform_conv2d(x, offset, mask, weight, bias)
+
+
+class ReorderedConv(nn.Module):
+    """3x3 convolution that starts from zero and returns its output channels in another order.
+
+    Attributes:
+        order: Which channel of the parameters each output channel is.
+        dtype: Compute dtype.
+    """
+
+    order: tuple[int, ...]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w features"]:
+        zeros, features = nn.initializers.zeros, len(self.order)
+        kernel = self.param("kernel", zeros, (3, 3, x.shape[-1], features))
+        bias = self.param("bias", zeros, (features,))
+        order = np.array(self.order)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel[..., order].astype(self.dtype),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return y + bias[order].astype(self.dtype)
 
 
 class ParallelWarping(nn.Module):

@@ -42,6 +42,7 @@ class Plan:
         shifted: Whether to compare regions: given as an array for `PackedWindows`.
         columns: First channel of queries, keys and values in their arrays.
         out_column: First channel of the result in its array.
+        scale: Factor of the queries, rounded to their dtype.
         block: Tokens of a tile.
         forward: Launch of the forward kernel.
         queries: Launch of the kernel for the queries' gradient.
@@ -56,6 +57,7 @@ class Plan:
     shifted: bool = False
     columns: tuple[int, int, int] = (0, 0, 0)
     out_column: int = 0
+    scale: float = 1.0
     block: int = 64
     forward: Launch = Launch(group=2, warps=4, stages=3)
     queries: Launch = Launch(group=2, warps=4, stages=3)
@@ -145,6 +147,11 @@ class Side:
         """A head's channels of each token; zero where there is none."""
         address, mask = self._address(ref, rows, column)
         return masked_load(address, mask)
+
+    def load_queries(self, ref: Any, column: Array) -> Float[Array, "block width"]:
+        """A head's scaled queries."""
+        q = self.load(ref, self.query_rows, column)
+        return q if self.plan.scale == 1 else q * jnp.asarray(self.plan.scale, q.dtype)
 
     def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
         """Inverse of `load`."""

@@ -51,7 +51,7 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     windows, tile, head = program(plan, group)
     columns = [c + head * plan.dim for c in plan.columns]
     sides = [Side(plan, window, tile, region_ref) for window in windows]
-    queries = [s.load(q_ref, s.query_rows, columns[0]) for s in sides]
+    queries = [s.load_queries(q_ref, columns[0]) for s in sides]
     width = queries[0].shape[1]
 
     def body(j: Array, carry: list, bias: Array | None) -> list:
@@ -96,7 +96,7 @@ def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
         out = side.load(out_ref, side.key_rows, out_column).astype(jnp.float32)
         delta = jnp.sum(out * dout.astype(jnp.float32), axis=1)
         side.store_row(delta_ref, head, delta)
-        q = side.load(q_ref, side.query_rows, columns[0])
+        q = side.load_queries(q_ref, columns[0])
         loaded.append((side, q, dout, side.load_row(lse_ref, head), delta))
 
     def body(j: Array, carry: list, bias: Array | None) -> list:
@@ -117,7 +117,7 @@ def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
     gradients = walk(plan, bias_ref, head, tile, body, [zeros] * group)
     for (side, *_), dq in zip(loaded, gradients, strict=True):
-        side.store(dq_ref, side.query_rows, columns[0], dq)
+        side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
 
 
 def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
@@ -138,7 +138,7 @@ def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) 
         result = []
         for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
             side = Side(plan, keys.window, i, region_ref)
-            q = side.load(q_ref, side.query_rows, columns[0])
+            q = side.load_queries(q_ref, columns[0])
             dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
             p = exp(logits(keys, side, k, q, bias), side.load_row(lse_ref, head)[None, :], plan)
             if side.valid is not None:
@@ -178,7 +178,7 @@ def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         total, (lse, delta) = carry
         following = statistics(jnp.minimum(step + 1, chunk - 1))
         here, there = (Side(plan, first + step, t, region_ref) for t in (i, j))
-        q = here.load(q_ref, here.query_rows, columns[0])
+        q = here.load_queries(q_ref, columns[0])
         k = there.load(k_ref, there.key_rows, columns[1])
         v = there.load(v_ref, there.key_rows, columns[2])
         dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)

@@ -120,6 +120,7 @@ def shifted_window_attention(
     window: Size3,
     shift: Size3,
     mutual: Float[Array, "b t h w c3"] | None = None,
+    scale: float = 1.0,
     implementation: str = "auto",
 ) -> Float[Array, "b t h w c_out"]:
     """Attention in the shifted windows of a feature map, which stays where it is.
@@ -128,13 +129,14 @@ def shifted_window_attention(
     regions of the shift, and the way back; the kernels do all that by address arithmetic.
 
     Args:
-        qkv: Queries (already scaled), keys and values, each of heads * d channels; T, H, W are
-            multiples of `window`.
+        qkv: Queries, keys and values, each of heads * d channels; T, H, W are multiples of
+            `window`.
         bias: Added to the logits of every window, float32.
         window: Window size along T, H, W.
         shift: Cyclic shift along T, H, W.
         mutual: Queries, keys and values for mutual attention between the two halves of a window's
             frames, without bias (VRT eq. 2), or None.
+        scale: Factor of the queries.
         implementation: As in `window_attention`.
 
     Returns:
@@ -148,7 +150,7 @@ def shifted_window_attention(
     size, heads = qkv.shape[1:4], bias.shape[0]
     if any(s % w for s, w in zip(size, window, strict=True)):
         raise ValueError(f"shifted_window_attention: windows {window} do not tile {size}")
-    reference = _ShiftedReference(window, shift)
+    reference = _ShiftedReference(window, shift, scale)
     kernels = _kernels(implementation)
     tokens = math.prod(window)
     # The kernels' mutual attention needs whole tiles in each half.
@@ -161,6 +163,7 @@ def shifted_window_attention(
         dim=channels // heads,
         shifted=any(shift),
         columns=(0, channels, 2 * channels),
+        scale=float(scale),
         interpret=implementation == "interpret",
     )
     layout = FrameWindows(qkv.shape[0], size, window, shift)
@@ -182,12 +185,14 @@ class _ShiftedReference:
 
     window: Size3
     shift: Size3
+    scale: float
 
     def _project(self, x: Array, heads: int) -> list[Array]:
         windows = partition(jnp.roll(x, [-s for s in self.shift], axis=(1, 2, 3)), self.window)
         m, n, c3 = windows.shape
         windows = windows.reshape(m, n, 3, heads, c3 // (3 * heads))
-        return [windows[:, :, i] for i in range(3)]
+        q, k, v = (windows[:, :, i] for i in range(3))
+        return [q * jnp.asarray(self.scale, q.dtype), k, v]
 
     def _finish(self, out: Array, size: Size3) -> Array:
         out = merge(out.reshape(out.shape[0], out.shape[1], -1), self.window, size)
@@ -203,7 +208,8 @@ class _ShiftedReference:
     ) -> Array:
         size, heads = qkv.shape[1:4], bias.shape[0]
         if any(self.shift):
-            regions = jnp.asarray(shift_regions(size, self.window, self.shift))
+            # Behind a barrier, or the compiler expands the mask to a (windows, N, N) constant.
+            regions = jax.lax.optimization_barrier(shift_regions(size, self.window, self.shift))
         attend = attention_reference
         if implementation == "cudnn":
             attend = functools.partial(window_attention, implementation=implementation)
