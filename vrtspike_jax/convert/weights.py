@@ -92,9 +92,7 @@ def _plan(
 def published_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Names and shapes, in PyTorch's layout, of the parameters that a model's state dict has."""
     return {
-        name: shape
-        for _, names, _, shape in _plan(parameter_shapes(model))
-        for name, _ in names
+        name: shape for _, names, _, shape in _plan(parameter_shapes(model)) for name, _ in names
     }
 
 
