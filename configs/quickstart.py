@@ -17,10 +17,10 @@ CHANNELS = 16
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = baseline.get_config(arg)
-    config.num_steps = 300
+    config.num_steps = 100
     config.log_every_steps = 10
-    config.checkpoint_every_steps = 100
-    config.eval_every_steps = 300
+    config.checkpoint_every_steps = 50
+    config.eval_every_steps = 100
 
     model, vrt = config.model, config.model.vrt
     model.dtype = "float32"  # CPUs compute bfloat16 slowly
