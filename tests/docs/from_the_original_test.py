@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-import click
 import ml_collections
 import pytest
 import typer
@@ -85,10 +84,9 @@ def test_every_config_field_that_is_named_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_and_option_that_is_named_exists(page):
     group = typer.main.get_command(app)
-    context = click.Context(group)
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for name, rest in re.findall(r"(?<!import )\bvrtspike ([a-z]+)([^`\n]*)", text):
-        command = group.get_command(context, name)
+        command = group.commands.get(name)
         assert command is not None, f"vrtspike {name}"
         known = {opt for parameter in command.params for opt in parameter.opts} | {"--help"}
         assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest)) <= known, f"vrtspike {name}{rest}"
