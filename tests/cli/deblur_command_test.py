@@ -181,7 +181,7 @@ def test_killed_in_the_middle_it_leaves_whole_frames_and_goes_on(checkpoint, tmp
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads peak memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_frames(checkpoint, tmp_path):
-    """Six times the frames, 130 MiB more of them, in the same memory but for the allocator's whims."""
+    """Six times the frames, 130 MiB more of them, in the same memory, give or take."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import world; "
         "world.register(); from typer.testing import CliRunner; from vrtspike_jax.cli.app "
