@@ -42,6 +42,19 @@ def test_there_and_back_gives_the_same_file(vrtspike, weights, tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_without_pytorch_a_pth_is_one_line_that_says_what_to_install(
+    vrtspike, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "in.pth").touch()
+    for args in ([tmp_path / "in.pth", tmp_path / "out"], [weights, tmp_path / "new" / "out.pth"]):
+        result = vrtspike("convert", *args)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+        assert "need PyTorch: pip install 'vrtspike-jax[torch]'" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+    assert "pip install 'vrtspike-jax[torch]'" in vrtspike("convert", "--help").stdout
+
+
 def test_bad_weights_and_destinations_are_one_line_and_code_2(vrtspike, weights, tmp_path):
     arrays = load_file(weights)
     arrays.pop(next(name for name in arrays if "conv_last" in name))

@@ -109,16 +109,32 @@ def test_unknown_settings_are_refused(converted, tmp_path):
 def test_destinations_that_cannot_be_are_refused(converted, tmp_path):
     folder, _ = converted
     (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
     for source, destination, message in (
         ("in.safetensors", "there", "exists"),
         ("in.safetensors", "x.npz", "wanted .pth"),
         ("in.safetensors", "x.safetensor", "wanted .pth"),
-        ("in.safetensors", "no/folder", "folder does not exist"),
+        ("in.safetensors", "file/folder/model", "file is a file, wanted a folder"),
         ("model", "other", "name the destination"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(folder / source, tmp_path / destination)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
+
+
+def test_missing_folders_are_made_and_others_may_read_what_is_written(converted, tmp_path):
+    folder, _ = converted
+    convert(folder / "model", tmp_path / "a" / "b" / "out.safetensors")
+    convert(folder / "in.safetensors", tmp_path / "c" / "d" / "model", {"tsa_heads": 2})
+    model, _, _ = load_for_inference(tmp_path / "c" / "d" / "model")
+    assert model.tsa_heads == 2
+    # The same rights as any new file or folder has here.
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "a").rglob("*"), (tmp_path / "c").rglob("*"):
+        for made in path:
+            usual = tmp_path / ("folder" if made.is_dir() else "file")
+            assert made.stat().st_mode == usual.stat().st_mode, made
 
 
 def test_a_destination_is_replaced_only_when_allowed(tmp_path):

@@ -43,10 +43,10 @@ def command(
         Path | None, typer.Option("--json", help="Write what was made here; - for stdout.")
     ] = None,
 ) -> None:
-    """Convert VRT, VRT with spikes, SpyNet or VGG16 between PyTorch files and checkpoints.
+    r"""Convert VRT, VRT with spikes, SpyNet or VGG16 between PyTorch files and checkpoints.
 
     Strict: every missing, unexpected or mis-shaped name is listed, and nothing is written then.
-    .pth files need PyTorch (pip install 'vrtspike-jax[torch]'), nothing else does.
+    .pth files need PyTorch (pip install 'vrtspike-jax\[torch]'), nothing else does.
     """
     console.check_writable(json_file, "--json")
     from vrtspike_jax.convert.converter import convert

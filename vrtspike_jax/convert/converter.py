@@ -14,7 +14,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vrtspike_jax.convert import infer
-from vrtspike_jax.convert.files import WRITABLE, read_state_dict, write_state_dict
+from vrtspike_jax.convert.files import (
+    TORCH_SUFFIXES,
+    WRITABLE,
+    import_torch,
+    read_state_dict,
+    write_state_dict,
+)
 from vrtspike_jax.convert.weights import Params, from_torch, to_torch, unwrap
 from vrtspike_jax.data.config import default_data_config
 from vrtspike_jax.models.build import build_model
@@ -68,7 +74,8 @@ def convert(
 
     Args:
         source: What to read.
-        destination: What to write; a name without a suffix is a folder.
+        destination: What to write; a name without a suffix is a folder. Missing folders above it
+            are made.
         fields: Settings that names and shapes do not show, or that are to differ, such as
             `{"tsa_heads": 8, "vrt.qk_scale": 0.2, "dtype": "bfloat16"}`.
         overwrite: Whether what exists at `destination` is replaced.
@@ -120,8 +127,11 @@ def _check_destination(source: Path, destination: Path, overwrite: bool) -> None
         raise ValueError(f"{destination} exists; choose another name, or allow it to be replaced")
     if source.is_dir() and not _is_file(destination):
         raise ValueError(f"{source} is a checkpoint: name the destination .safetensors or .pth")
-    if not destination.absolute().parent.is_dir():
-        raise ValueError(f"{destination}: its folder does not exist")
+    for folder in destination.absolute().parents:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{destination}: {folder} is a file, wanted a folder")
+    if suffix in TORCH_SUFFIXES:
+        import_torch(destination)
 
 
 def _with_fields(
@@ -208,6 +218,7 @@ def write_checkpoint(
         last_eval_step=0,
         params=param_shapes(params),
     )
+    destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

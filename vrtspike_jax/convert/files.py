@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from vrtspike_jax.convert.npz import read_npz
 
@@ -78,7 +78,7 @@ def write_state_dict(
     state: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a state dict; the file appears when it is complete.
+    """Writes a state dict; its folder is made, and the file appears when it is complete.
 
     Args:
         path: `.safetensors`, or `.pth` (needs PyTorch), where the dict stands under `params`, as in
@@ -92,13 +92,15 @@ def write_state_dict(
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: weights can be written to {', '.join(WRITABLE)}")
+    torch = import_torch(path) if path.suffix in TORCH_SUFFIXES else None
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        if path.suffix == ".safetensors":
-            save_file(arrays, partial, metadata={"format": "pt", **(metadata or {})})
+        if torch is None:
+            # `save_file` would make a file that its owner alone can read.
+            partial.write_bytes(save(arrays, {"format": "pt", **(metadata or {})}))
         else:
-            torch = import_torch(path)
             tensors = {name: torch.tensor(value) for name, value in arrays.items()}
             torch.save({"params": tensors}, partial)
         os.replace(partial, path)
