@@ -103,6 +103,8 @@ def test_without_a_checkpoint_the_spikes_are_scored_alone(vrtspike, dataset, tmp
         (["--split", "train"], "no such folder"),
         (["--data", "nowhere"], "no such folder of a data set"),
         (["--lpips", "x.npz"], "wanted both or neither"),
+        (["--lpips", "x.npz", "--vgg16", "y.npz"], "--lpips x.npz: no such file"),
+        (["--out", f"{__file__}/scores"], "cannot be made: Not a directory"),
         (["--spike-scale", "0.4"], "wanted a multiple of"),
         (["--checkpoint", "nowhere"], "no checkpoint found"),
         (["--tile", "16"], "at least 64"),
@@ -113,8 +115,8 @@ def test_bad_input_is_one_line_and_code_2(vrtspike, checkpoint, dataset, tmp_pat
     options |= dict(zip(args[::2], args[1::2], strict=True))
     result = vrtspike("evaluate", *[x for pair in options.items() for x in pair])
     assert result.exit_code == 2, result.output
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
     assert not (tmp_path / "out").exists()
 
 

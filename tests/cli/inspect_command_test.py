@@ -94,7 +94,7 @@ def test_a_checkpoint_says_what_it_is(vrtspike, checkpoint):
         (["{dat}", "--spike-size", "61x80"], "wanted a multiple of"),
         (["{dat}", "--start", "190", "--count", "50"], "found 200 steps"),
         (["{dat}", "--out", "{dat}"], "nothing is overwritten"),
-        (["{empty}"], "no .dat, checkpoint or data set"),
+        (["{empty}"], "found nothing; wanted a .dat"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(vrtspike, recording, tmp_path, args, message):

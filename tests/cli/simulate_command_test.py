@@ -83,7 +83,11 @@ def test_the_same_seed_gives_the_same_files_and_another_one_others(vrtspike, tmp
         (["--shrink", 8], "wanted at least 16 x 16"),
         (["--spike-scale", 0], "wanted above 0"),
         (["--threshold", 0], "wanted a positive number"),
+        (["--seed", -1], "seed -1: wanted 0 or more"),
+        (["--noise", "nan"], "noise std nan: wanted 0 or more"),
+        (["--gap", -1], "gap -1: wanted 0 or more"),
         (["--video", "nowhere.mp4"], "no such video or folder"),
+        (["--out", f"{__file__}/set"], "cannot be written: Not a directory"),
         (["--name", "../up"], "wanted one inside"),
     ],
 )
@@ -93,9 +97,21 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(vrtspike, tmp_path,
     options = {"--video": video, "--out": tmp_path / "set"} | dict([args])
     result = vrtspike("simulate", *[x for pair in options.items() for x in pair])
     assert result.exit_code == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
-    assert {str(path) for path in tmp_path.rglob("*") if path.is_file()} <= before
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert {str(path) for path in tmp_path.rglob("*")} == before
+
+
+def test_a_picture_that_cannot_be_decoded_leaves_nothing(vrtspike, tmp_path):
+    video = world.write_images(tmp_path / "fast", world.make_frames(22, (48, 48)))
+    last = video / "00000020.png"
+    data = bytearray(last.read_bytes())
+    data[300:500] = bytes(200)
+    last.write_bytes(data)
+    before = {str(path) for path in tmp_path.rglob("*")}
+    result = vrtspike("simulate", "--video", video, "--out", tmp_path / "set")
+    assert result.exit_code == 2 and f"{last}: cannot be decoded" in result.stderr
+    assert {str(path) for path in tmp_path.rglob("*")} == before
 
 
 def test_a_sequence_is_not_overwritten(vrtspike, tmp_path):

@@ -1,6 +1,10 @@
 """The `vrtspike` console command: one subcommand a module, heavy imports inside the commands."""
 
+import os
 from typing import Annotated
+
+# OpenCV's warnings about damaged files would stand beside the one line that names the file.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 import typer
 

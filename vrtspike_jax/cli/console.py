@@ -18,6 +18,8 @@ def check_writable(path: Path | None, what: str) -> None:
             raise ValueError(f"{what} {path}: is a folder, wanted a file")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{what} {path}: its folder does not exist")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise ValueError(f"{what} {path}: its folder cannot be written")
 
 
 def write_json(path: Path | None, value: Any) -> None:
@@ -40,7 +42,10 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; yields a function (finished, total)."""
+    """A bar on standard error; yields a function (finished, total).
+
+    If nothing gets finished, the bar vanishes, so that an error stays a line by itself.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -60,9 +65,20 @@ def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, in
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task(label, total=None)
+
+    bar.start()
+    try:
         yield lambda finished, total: bar.update(task, completed=finished, total=total)
+    finally:
+        bar.live.transient = not bar.tasks[0].completed
+        bar.live.stop()
+
+
+def count_of(number: int, thing: str) -> str:
+    """1 -> "1 frame", 2 -> "2 frames"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def keep_compiled_programs() -> None:

@@ -77,6 +77,9 @@ def command(
         raise ValueError("--no-tile and --tile exclude each other")
     if (lpips is None) != (vgg16 is None):
         raise ValueError("--lpips and --vgg16 belong together: wanted both or neither")
+    for name, path in (("--lpips", lpips), ("--vgg16", vgg16)):
+        if path is not None and not path.is_file():
+            raise ValueError(f"{name} {path}: no such file; docs/scoring.md says how to make it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: holds files already; nothing is overwritten")
     from vrtspike_jax.restoration.restorer import WHOLE
@@ -88,6 +91,8 @@ def command(
     store = _open(data, split, layout, config, options)
     tiling = {"tile": WHOLE if no_tile else tile, "tile_overlap": tile_overlap}
     tiling |= {"clip": clip, "clip_overlap": clip_overlap}
+    if restorer is None:
+        console.say("no --checkpoint: scoring the blurred frames, TFP and TFI alone")
     report, meta = _score(store, restorer, out, tiling, pictures, lpips, vgg16)
     meta |= {"data": str(data.absolute()), "split": split}
     _write(out, {**meta, **report.to_json()}, report.to_csv(), json_file)
@@ -98,7 +103,6 @@ def _load(checkpoint: Path | None):
     from vrtspike_jax.data.config import default_data_config
 
     if checkpoint is None:
-        console.say("no --checkpoint: scoring the blurred frames, TFP and TFI alone")
         return None, default_data_config()
     console.keep_compiled_programs()
     from vrtspike_jax.restoration.restorer import load_with_config
@@ -136,13 +140,12 @@ def _score(store, restorer, out: Path, tiling, pictures: int, lpips, vgg16):
         from vrtspike_jax.lpips import Lpips
 
         measure = Lpips(vgg16, lpips)
-    created = not out.exists()
+    missing = _make(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         with console.progress_bar("scoring") as progress:
             report = score_split(store, restorer, out, tiling, pictures, measure, progress=progress)
     except BaseException:
-        _remove(out, created)
+        _remove(out, missing)
         raise
     meta = {
         "checkpoint": restorer.name if restorer else None,
@@ -152,13 +155,25 @@ def _score(store, restorer, out: Path, tiling, pictures: int, lpips, vgg16):
     return report, meta
 
 
-def _remove(out: Path, created: bool) -> None:
-    """Scores of half a split are worth nothing: the folder is left as it was found."""
+def _make(out: Path) -> list[Path]:
+    """Makes the folder; which ones were not there before, the innermost first."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be made: {error.strerror}") from None
+    return missing
+
+
+def _remove(out: Path, missing: list[Path]) -> None:
+    """Scores of half a split are worth nothing: all is left as it was found."""
     import shutil
 
     shutil.rmtree(out / "pictures", ignore_errors=True)
-    if created and out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
+    for folder in missing:
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def _write(out: Path, values: dict[str, Any], table: str, json_file: Path | None) -> None:
@@ -176,10 +191,9 @@ def _print_table(report, out: Path, to_stdout: bool) -> None:
     from vrtspike_jax.evaluation import METHODS
 
     metrics = [m for m in next(iter(report.mean().values())) if not m.endswith("_float")]
-    sequences = report.sequences()
-    table = Table(
-        "frames", *metrics, title=f"{len(report.frames)} frames, {len(sequences)} sequences"
-    )
+    frames = console.count_of(len(report.frames), "frame")
+    title = f"{frames}, {console.count_of(len(report.sequences()), 'sequence')}"
+    table = Table("frames", *metrics, title=title)
     for method, scores in report.mean().items():
         values = [f"{scores[m]:.2f}" if "psnr" in m else f"{scores[m]:.4f}" for m in metrics]
         table.add_row(METHODS[method], *values)

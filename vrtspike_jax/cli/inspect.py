@@ -227,12 +227,15 @@ def _inspect_data_set(path: Path) -> dict[str, Any]:
     from vrtspike_jax.data.paths import Root
     from vrtspike_jax.data.verify import VerifyOptions, verify_sequences
 
-    root, layout = Root(path), guess_layout(path)
+    layout = guess_layout(path)
     splits = list_splits(path, layout)
     if not splits:
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
         raise ValueError(
-            f"{path}: no .dat, checkpoint or data set; found {root.folders(path)[:20]}"
+            f"{path}: found {found}; wanted a .dat, a checkpoint, or a data set "
+            "(SPLIT/SEQUENCE/{blur,sharp,spike})"
         )
+    root = Root(path)
     found: dict[str, Any] = {"kind": "data set", "path": str(path), "layout": layout, "splits": {}}
     for split in splits:
         faults: dict[str, str] = {}
@@ -297,13 +300,16 @@ def _inspect_prepared(path: Path) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], indent: str = "") -> None:
     for key, value in found.items():
+        if value in (None, [], {}):
+            continue
         if isinstance(value, dict) and value:
             print(f"{indent}{key}:")
             _print(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             print(f"{indent}{key}:")
             for entry in value:
-                print(f"{indent}  " + " ".join(f"{k}={v}" for k, v in entry.items()))
+                shown = (f"{k}={v}" for k, v in entry.items() if v is not False)
+                print(f"{indent}  " + " ".join(shown))
         else:
             text = f"{value:.4f}" if isinstance(value, float) else value
             print(f"{indent}{key}: {text}")

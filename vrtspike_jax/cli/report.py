@@ -37,4 +37,6 @@ def command(
     found = content.read(source, clips)
     html = page.render(found, title or f"vrtspike: {source.resolve().name}", width)
     write_atomically(out, html.encode())
-    console.say(f"{out}: {len(html) / 2**20:.1f} MiB, {len(found.clips)} clips")
+    console.say(
+        f"{out}: {len(html) / 2**20:.1f} MiB, {console.count_of(len(found.clips), 'frame')} shown"
+    )

@@ -34,6 +34,17 @@ class Frames(Protocol):
     def read(self, index: int) -> np.ndarray: ...
 
 
+_NOT_NEGATIVE = (
+    "gap",
+    "dark_current",
+    "noise_std",
+    "threshold_std",
+    "frame_noise",
+    "seed",
+    "max_frames",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SimulateOptions:
     """How to expose.
@@ -67,9 +78,13 @@ class SimulateOptions:
     def __post_init__(self):
         if self.exposure < 3 or self.exposure % 2 == 0:
             raise ValueError(f"exposure of {self.exposure} frames: wanted an odd number, 3 or more")
-        for name, least in (("gap", 0), ("substeps", 1), ("shrink", 1), ("max_frames", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)}: wanted {least} or more")
+        least = dict.fromkeys(_NOT_NEGATIVE, 0) | {"substeps": 1, "shrink": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not low <= value < float("inf"):  # this also refuses NaN
+                raise ValueError(f"{name.replace('_', ' ')} {value}: wanted {low} or more")
+        if not 0 < self.threshold < float("inf"):
+            raise ValueError(f"threshold {self.threshold}: wanted a positive number")
         if not 0 < self.spike_scale <= 1:
             raise ValueError(f"spike scale {self.spike_scale}: wanted above 0, at most 1")
 
@@ -112,6 +127,7 @@ def simulate_sequence(
     size, crop, spike_size = _sizes(video, options)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    missing = [above for above in folder.parents if not above.exists()]
     try:
         for part in ("blur", "sharp", "spike"):
             (partial / part).mkdir(parents=True)
@@ -121,7 +137,7 @@ def simulate_sequence(
         exposures = _expose(video, options, size, crop, spike_size, total)
         for index, (blur, sharp, spikes) in enumerate(exposures):
             for part, picture in (("blur", blur), ("sharp", sharp)):
-                cv2.imwrite(str(partial / part / f"{index:08d}.png"), _to_uint8(picture)[..., ::-1])
+                _write_png(partial / part / f"{index:08d}.png", _to_uint8(picture))
             write_dat(partial / "spike" / f"{index:08d}.dat", spikes)
             fired += float(spikes.mean()) / total
             progress(index + 1, total)
@@ -130,8 +146,15 @@ def simulate_sequence(
         raise ValueError(f"{folder}: cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for above in missing:  # without the sequence, folders made for it stay empty
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
     steps = options.exposure * options.substeps
     return Simulated(str(folder), total, crop, spike_size, steps, fired)
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes())
 
 
 def _sizes(video: Frames, options: SimulateOptions):
