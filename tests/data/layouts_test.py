@@ -386,8 +386,11 @@ def test_turning_needs_square_crops(plain_set):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(cropsize=256), r"unknown fields \['cropsize'\]"),
-        (lambda c: c.voxel.update(K=32), r"config\.data\.voxel: found unknown fields \['K'\]"),
+        (
+            lambda c: c.update(cropsize=256),
+            r"data\.cropsize is no known field; did you mean 'crop_size'",
+        ),
+        (lambda c: c.voxel.update(K=32), r"config\.data\.voxel\.K is no known field; known: bins"),
         (lambda c: c.update(source="tfrecord"), r"config\.data\.source: found 'tfrecord'"),
         (lambda c: c.update(clip_length=0), r"config\.data\.clip_length: found 0"),
         (lambda c: c.voxel.update(std=0.0), r"config\.data\.voxel\.std: found 0\.0"),

@@ -238,6 +238,11 @@ def test_bad_arguments_raise(arguments):
         render_clip(**{"seed": 0, "num_frames": 1, "height": 16, "width": 16, **arguments})
 
 
+def test_an_unknown_option_is_named_with_the_nearest_known_one():
+    with pytest.raises(ValueError, match="option 'blurr'; did you mean 'blur'"):
+        scene_options(blurr=(1.0, 2.0))
+
+
 def test_options_and_overrides_together_raise():
     with pytest.raises(ValueError, match="both"):
         render_clip(0, options=scene_options(), blur=(1.0, 2.0))

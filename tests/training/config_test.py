@@ -75,6 +75,7 @@ def test_a_value_out_of_range_is_named_with_what_was_wanted(field, value, messag
         ("optim", "learningrate", "learning_rate"),
         ("", "num_step", "num_steps"),
         ("model", "featurs", "features"),
+        ("data", "crop", "crop_size"),
     ],
 )
 def test_an_unknown_field_is_named_with_the_nearest_known_one(section, wrong, right):
@@ -83,6 +84,37 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(section, wrong, ri
     with config.unlocked():
         (config[section] if section else config)[wrong] = 1
     with pytest.raises(ValueError, match=rf"{wrong}.*did you mean '{right}'"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.crop_size", 100, r"config\.data\.crop_size is 100: expected .* multiple of 8"),
+        ("data.crop_size", 56, r"config\.data\.crop_size is 56: expected .* at least the 64"),
+        ("data.clip_length", 1, r"config\.data\.clip_length is 1: expected at least 2"),
+        ("model.vrt.pa_frames", 6, None),  # needs 4 frames, and there are 5
+        ("model.vrt.window_size", (5, 4, 4), None),
+        ("model.vrt.window_size", (5, 40, 40), r"config\.data\.crop_size is 256: .* the 320"),
+    ],
+)
+def test_clips_that_the_model_cannot_take_are_refused(field, value, message):
+    config = load("baseline").unlock()
+    config.update_from_flattened_dict({field: value})
+    if message is None:
+        check_config(config)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_config(config)
+
+
+def test_the_smallest_crop_follows_the_windows():
+    config = load("baseline").unlock()
+    config.update_from_flattened_dict({"model.vrt.window_size": (5, 4, 4), "eval.tile_size": 0})
+    config.data.crop_size = 32
+    check_config(config)
+    config.data.crop_size = 24
+    with pytest.raises(ValueError, match="at least the 32"):
         check_config(config)
 
 

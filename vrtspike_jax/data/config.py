@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from vrtspike_jax.names import suggestion
+
 SOURCES = ("plain", "tfds", "scenes")
 LAYOUTS = ("plain", "gopro", "x4k")
 VERIFY = ("headers", "full")
@@ -169,7 +171,7 @@ def _check_fields(config: object, default: ml_collections.ConfigDict, name: str)
     unknown, missing = sorted(set(config) - set(default)), sorted(set(default) - set(config))
     if unknown:
         raise ValueError(
-            f"{name}: found unknown fields {unknown}, wanted some of {sorted(default)}"
+            f"{name}.{unknown[0]} is no known field{suggestion(unknown[0], set(default))}"
         )
     if missing:
         raise ValueError(f"{name}: fields {missing} are missing")

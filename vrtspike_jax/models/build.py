@@ -1,8 +1,7 @@
 """From `config.model` to a module. Modules themselves take plain fields, never a config."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ import ml_collections
 
 from vrtspike_jax.models import VRT, VRTWithSpike
 from vrtspike_jax.models.fields import check_divides, check_fields
+from vrtspike_jax.names import suggestion
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -53,12 +53,6 @@ def construct(cls: type[nn.Module], fields: Mapping[str, Any], where: str) -> nn
         )
     check_fields(cls, fields, where)
     return cls(**fields)
-
-
-def suggestion(wrong: str, known: Collection[str]) -> str:
-    """`; did you mean 'x'?`, or the known names where none is near."""
-    near = difflib.get_close_matches(wrong, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def _vrt(fields: dict[str, Any]) -> nn.Module:

@@ -208,7 +208,7 @@ class VRT(nn.Module):
                 f"VRT: frames have shape {frames.shape}, want (B, T, H, W, {channels})"
             )
         t, h, w = frames.shape[1:4]
-        least_t, least_h, least_w = self._smallest_clip()
+        least_t, least_h, least_w = self.smallest_clip()
         if t < least_t or h < least_h or w < least_w or h % 8 or w % 8:
             raise ValueError(
                 f"VRT: clip is {t} x {h} x {w}; want at least {least_t} frames, and height and "
@@ -217,7 +217,7 @@ class VRT(nn.Module):
         if not self.pa_frames and t != self.img_size[0]:
             raise ValueError(f"VRT: clip has {t} frames; want img_size[0], {self.img_size[0]}")
 
-    def _smallest_clip(self) -> tuple[int, int, int]:
+    def smallest_clip(self) -> tuple[int, int, int]:
         """Least T, H, W: mutual attention needs 2 frames and, at its scale, a whole window."""
         scales = [
             2**scale

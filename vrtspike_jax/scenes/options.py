@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+from vrtspike_jax.names import suggestion
+
 Range = tuple[float, float]
 
 
@@ -133,5 +135,7 @@ def scene_options(**overrides: object) -> SceneOptions:
     names = [field.name for field in dataclasses.fields(SceneOptions)]
     unknown = sorted(set(overrides) - set(names))
     if unknown:
-        raise ValueError(f"found unknown scene options {unknown}, wanted some of {names}")
+        raise ValueError(
+            f"found unknown scene option {unknown[0]!r}{suggestion(unknown[0], names)}"
+        )
     return SceneOptions(**overrides)

@@ -5,11 +5,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import ml_collections
 
 from vrtspike_jax.data.config import check_data_config
 from vrtspike_jax.losses.vgg import LAYERS
-from vrtspike_jax.models.build import DTYPES, build_model, suggestion
+from vrtspike_jax.models import VRT
+from vrtspike_jax.models.build import DTYPES, build_model
+from vrtspike_jax.names import suggestion
 from vrtspike_jax.training.optimizer import OPTIMIZERS
 
 
@@ -133,13 +136,35 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                     f"{where}.{name} is {values[name]!r:.100}: expected {field.wanted}"
                 )
     check_data_config(config.data)
-    build_model(config.model)
+    _check_clip(build_model(config.model), config)
     bins = config.model.get("spike_bins", config.data.voxel.bins)
     if bins != config.data.voxel.bins:
         raise ValueError(
             f"config.model.spike_bins is {bins}, but config.data.voxel.bins is "
             f"{config.data.voxel.bins}: expected the same number"
         )
+
+
+def _check_clip(model: nn.Module, config: ml_collections.ConfigDict) -> None:
+    """Whether the model takes crops and tiles of these sizes; whole frames are seen to later."""
+    backbone = getattr(model, "vrt", model)
+    if not isinstance(backbone, VRT):
+        return
+    frames, *sides = backbone.smallest_clip()
+    if config.data.clip_length < frames:
+        raise ValueError(
+            f"config.data.clip_length is {config.data.clip_length}: expected at least {frames}, "
+            "which config.model.vrt needs"
+        )
+    for name, size in (
+        ("data.crop_size", config.data.crop_size),
+        ("eval.tile_size", config.eval.tile_size),
+    ):
+        if size and (size % 8 or size < max(sides)):
+            raise ValueError(
+                f"config.{name} is {size}: expected 0 (whole frames), or a multiple of 8, at least "
+                f"the {max(sides)} that config.model.vrt.window_size needs"
+            )
 
 
 def _check_names(values: Any, known: set[str], where: str) -> None:
