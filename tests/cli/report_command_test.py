@@ -203,6 +203,39 @@ def test_without_scripts_nothing_is_lost_but_the_slider(page, evaluation):
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     page.open(evaluation[0], 800, 900)
     page.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert page.run("document.querySelectorAll('table tbody tr').length") == 4 * 3
+    assert page.run("document.querySelectorAll('table tbody tr').length") == 5 * 3
     shown = "[...document.querySelectorAll('.stage img')].some(i => getComputedStyle(i).visibility"
     assert page.run(f"{shown} === 'visible')")
+
+
+@needs_browser
+def test_on_a_phone_every_score_is_seen_without_scrolling_sideways(page, evaluation):
+    page.open(evaluation[0], 360, 740, mobile=True)
+    wide = "document.querySelector('.wide')"
+    assert page.run(f"{wide}.scrollWidth - {wide}.clientWidth") == 0
+    boxes = "[...document.querySelectorAll('td, select')].map(e => e.getBoundingClientRect().right)"
+    assert page.run(f"Math.max(...{boxes})") <= 360
+
+
+@needs_browser
+def test_in_the_dark_text_stays_readable(page, evaluation):
+    """WCAG's contrast of text and emphasis against the background, at least 4.5 to 1."""
+    luminance = (
+        "c => c.match(/\\d+/g).slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 :"
+        "((v + .055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)"
+    )
+    backgrounds = []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.call("Emulation.setEmulatedMedia", features=features)
+        page.open(evaluation[0], 800, 900)
+        back = page.run(f"({luminance})(getComputedStyle(document.body).backgroundColor)")
+        backgrounds.append(back)
+        for part in ("h1", "dd", "tbody td", "tr.restored td", "figcaption", "svg text"):
+            style = f"getComputedStyle(document.querySelector('{part}'))"
+            value = f"{style}.fill" if part == "svg text" else f"{style}.color"
+            front = page.run(f"({luminance})({value})")
+            contrast = (max(front, back) + 0.05) / (min(front, back) + 0.05)
+            assert contrast >= 4.5, f"{part} in the {scheme}: {contrast:.1f}"
+    page.call("Emulation.setEmulatedMedia", features=[])
+    assert backgrounds[0] > 0.9 and backgrounds[1] < 0.05

@@ -121,7 +121,8 @@ def _read_evaluation(folder: Path, values: dict[str, Any], most_clips: int) -> C
     facts = [
         ("data", f"{values['data']} ({values['split']})"),
         ("checkpoint", values["checkpoint"] or "none: blurred frames and spikes alone"),
-        ("frames", f"{len(values['frames'])} in {len(sequences)} sequences"),
+        ("frames", str(len(values["frames"]))),
+        ("sequences", str(len(sequences))),
         ("time", f"{float(values['seconds']):.1f} s"),
         ("versions", _versions(values["versions"])),
     ]

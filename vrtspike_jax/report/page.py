@@ -69,26 +69,27 @@ def _scores(content: Content) -> str:
         return ""
     metrics = [m for m in METRIC_NAMES if m in next(iter(content.means.values()))]
     head = "".join(f'<th scope="col">{METRIC_NAMES[m]}</th>' for m in metrics)
-    rows = _rows("all", content.means, metrics)
+    many = len(content.sequences) > 1
+    rows = _rows("mean over sequences", content.means, metrics) if many else ""
     for name, (count, means) in content.sequences.items():
-        rows += _rows(f"{name} ({count} frames)", means, metrics)
+        rows += _rows(f"{name} ({count} frame{'' if count == 1 else 's'})", means, metrics)
     return (
         '<section aria-labelledby="scores"><h2 id="scores">Scores</h2>'
         '<div class="wide" tabindex="0" role="region" aria-label="Table of scores"><table>'
-        '<thead><tr><th scope="col">sequence</th><th scope="col">frames</th>'
+        '<thead><tr><th scope="col">frames</th>'
         f"{head}</tr></thead>{rows}</table></div></section>"
     )
 
 
 def _rows(sequence: str, means: dict[str, dict[str, float]], metrics: list[str]) -> str:
     """A sequence's methods, under its name."""
-    name = f'<th scope="rowgroup" rowspan="{len(means)}">{escape(sequence)}</th>'
-    rows = []
+    width = len(metrics) + 1
+    rows = [f'<tr><th scope="rowgroup" colspan="{width}">{escape(sequence)}</th></tr>']
     for method, scores in means.items():
         cells = "".join(f"<td>{scores[m]:.{2 if 'psnr' in m else 4}f}</td>" for m in metrics)
         emphasis = ' class="restored"' if method == "restored" else ""
-        label = f'<td class="method">{escape(METHODS[method])}</td>'
-        rows.append(f"<tr{emphasis}>{name if not rows else ''}{label}{cells}</tr>")
+        label = f'<th scope="row">{escape(METHODS[method])}</th>'
+        rows.append(f"<tr{emphasis}>{label}{cells}</tr>")
     return f"<tbody>{''.join(rows)}</tbody>"
 
 
@@ -121,7 +122,7 @@ def _clip(number: int, clip: Clip, widest: int) -> str:
     height, width = clip.pictures["blurred"].shape[:2]
     # Neither higher than the screen, nor small frames blown up to fill it.
     widest_shown = f"min(100%, {85 * width / height:.1f}vh, max(20rem, {3 * width}px))"
-    shape = f"aspect-ratio:{width}/{height};max-width:{widest_shown}"
+    fits, shape = f"max-width:{widest_shown}", f"aspect-ratio:{width}/{height}"
     # Without the script the two halves still show; it changes these classes.
     sides = {"blurred": ' class="left"', right: ' class="right"'}
     pictures = "".join(
@@ -132,7 +133,7 @@ def _clip(number: int, clip: Clip, widest: int) -> str:
     return (
         f'<section class="clip" aria-labelledby="clip{number}"><h2 id="clip{number}">'
         f"{escape(name)}</h2>{_clip_scores(clip)}"
-        f'<div class="compare" data-left="blurred" data-right="{right}">'
+        f'<div class="compare" data-left="blurred" data-right="{right}" style="{fits}">'
         f'<div class="stage" style="{shape}">{pictures}'
         '<div class="handle" aria-hidden="true"></div>'
         '<input type="range" min="0" max="100" value="50" step="1" '
