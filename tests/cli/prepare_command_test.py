@@ -16,7 +16,7 @@ def test_a_set_is_prepared_and_can_be_scored_and_inspected(vrtspike, checkpoint,
     assert report["frames"] == {"train": 4, "test": 4}
     (skipped,) = report["skipped"]
     assert skipped["sequence"] == "broken" and "00000002.dat" in skipped["reason"]
-    assert "train: 1 sequences left out" in result.stderr and "00000002.dat" in result.stderr
+    assert "train: 1 sequence left out" in result.stderr and "00000002.dat" in result.stderr
     assert report["voxel"]["std"] > 0
 
     inspected = vrtspike("inspect", report["folder"], "--json", "-")
@@ -31,6 +31,28 @@ def test_a_set_is_prepared_and_can_be_scored_and_inspected(vrtspike, checkpoint,
     assert scores["files"] == scores["prepared"]
     again = vrtspike(*command)
     assert again.exit_code == 0, again.output
+
+
+def test_gopro_is_found_in_the_folders_that_the_originals_readme_shows(vrtspike, tmp_path):
+    root = tmp_path / "set"
+    for split, sequence in (("train", "a"), ("test", "b")):
+        world.write_dataset(tmp_path / "plain", split, (sequence,))
+        plain = tmp_path / "plain" / split / sequence
+        places = {
+            "blur": f"GOPRO_Large/{split}_GT_blurred/{sequence}",
+            "sharp": f"GOPRO_Large/{split}_GT/{sequence}",
+            "spike": f"GOPRO_Large_spike_seq/{split}/{sequence}/spike",
+        }
+        for part, place in places.items():
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (plain / part).rename(root / place)
+    result = vrtspike("prepare", "gopro", root, "--data-dir", tmp_path / "data", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["frames"] == {"train": 4, "test": 4}
+    found = vrtspike("inspect", root, "--json", "-")
+    assert json.loads(found.stdout)["splits"]["test"]["frames"] == 4
+    scores = vrtspike("evaluate", "--data", root, "--out", tmp_path / "scores")
+    assert scores.exit_code == 0, scores.output
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from vrtspike_jax.data.config import default_data_config
+from vrtspike_jax.data.geometry import whole_frame
 from vrtspike_jax.spikes import write_dat
 
 HEIGHT, WIDTH, STEPS = 48, 64, 8
@@ -28,6 +29,22 @@ def frame_spikes(sequence: int, frame: int, height=HEIGHT // 2, width=WIDTH // 2
 def write_image(path: pathlib.Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image[..., ::-1])
+
+
+def read_all(store, sequence):
+    """All of a sequence: blur, sharp, spikes."""
+    crop = whole_frame(store.geometry(sequence))
+    parts = [store.read(sequence, i, crop) for i in range(store.lengths[sequence])]
+    return [np.stack(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def assert_holds(store, sequence, number, frames):
+    """The sequence is the one that `PlainSet.add` wrote as `number`."""
+    blur, sharp, spikes = read_all(store, sequence)
+    for i in range(frames):
+        np.testing.assert_array_equal(blur[i], frame_image(number, i, 0))
+        np.testing.assert_array_equal(sharp[i], frame_image(number, i, 1))
+        np.testing.assert_array_equal(spikes[i], frame_spikes(number, i))
 
 
 @dataclasses.dataclass

@@ -3,25 +3,19 @@ import shutil
 
 import numpy as np
 import pytest
-from example_sets import HEIGHT, STEPS, WIDTH, frame_image, frame_spikes, write_image
+from example_sets import (
+    HEIGHT,
+    STEPS,
+    WIDTH,
+    assert_holds,
+    frame_image,
+    frame_spikes,
+    read_all,
+    write_image,
+)
 
-from vrtspike_jax.data.geometry import whole_frame
 from vrtspike_jax.data.pipeline import eval_clips, open_frames, train_iterator
 from vrtspike_jax.spikes import write_dat
-
-
-def read_all(store, sequence):
-    crop = whole_frame(store.geometry(sequence))
-    parts = [store.read(sequence, i, crop) for i in range(store.lengths[sequence])]
-    return [np.stack(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def assert_holds(store, sequence, number, frames):
-    blur, sharp, spikes = read_all(store, sequence)
-    for i in range(frames):
-        np.testing.assert_array_equal(blur[i], frame_image(number, i, 0))
-        np.testing.assert_array_equal(sharp[i], frame_image(number, i, 1))
-        np.testing.assert_array_equal(spikes[i], frame_spikes(number, i))
 
 
 def one_dat(folder, frames, number=0, name="spike/all.dat", before=0, after=0):
@@ -84,22 +78,6 @@ def test_one_dat_with_an_alignment_log(plain_set):
     (plain_set.root / "logs/align.txt").write_text("\n".join(rows))
     config = plain_set.config(alignment_log="logs/align.txt", steps_per_second=2000.0)
     assert_holds(open_frames(config, "train"), 0, 0, 5)
-
-
-def test_gopro_layout(plain_set):
-    train = plain_set.root / "train/seq0"
-    images = plain_set.root / "GOPRO_Large/train/GOPR0372_07_00"
-    spikes = plain_set.root / "GOPRO_Large_spike_seq/train/GOPR0372_07_00/spike"
-    spikes.parent.mkdir(parents=True)
-    (train / "spike").rename(spikes)
-    images.parent.mkdir(parents=True)
-    train.rename(images)
-    shutil.copytree(images / "sharp", images / "blur_gamma")
-    store = open_frames(plain_set.config(layout="gopro"), "train")
-    assert store.lengths == (5,) and store.sequence_name(0) == "GOPR0372_07_00"
-    assert_holds(store, 0, 0, 5)
-    gamma = open_frames(plain_set.config(layout="gopro", blur_folder="blur_gamma"), "train")
-    np.testing.assert_array_equal(read_all(gamma, 0)[0][1], frame_image(0, 1, 1))
 
 
 def test_x4k_layout_cuts_exposures_around_the_step_in_the_name(x4k):

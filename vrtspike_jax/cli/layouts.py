@@ -19,4 +19,8 @@ def list_splits(root: Path, layout: str) -> list[str]:
     top = root / "GOPRO_Large" if layout == "gopro" else root
     folders = [path for path in top.iterdir() if path.is_dir() and path.name[0] != "."]
     parts = ("blur", "sharp", "spike")
-    return sorted(f.name for f in folders if any(next(f.glob(f"**/{p}"), None) for p in parts))
+    found = {f.name for f in folders if any(next(f.glob(f"**/{p}"), None) for p in parts)}
+    if layout == "gopro":
+        blurred = "_GT_blurred"
+        found |= {f.name.removesuffix(blurred) for f in folders if f.name.endswith(blurred)}
+    return sorted(found)

@@ -91,10 +91,11 @@ def command(
 
 def _say(report) -> None:
     for name, count in report.sequences.items():
-        console.say(f"{name}: {count} sequences, {report.frames[name]} frames")
+        frames = console.count_of(report.frames[name], "frame")
+        console.say(f"{name}: {console.count_of(count, 'sequence')}, {frames}")
     left_out = Counter(name for name, _, _ in report.skipped)
     for name, count in left_out.items():
-        console.say(f"{name}: {count} sequences left out:")
+        console.say(f"{name}: {console.count_of(count, 'sequence')} left out:")
         for split, sequence, reason in report.skipped:
             if split == name:
                 console.say(f"  {sequence}: {reason}")

@@ -5,7 +5,9 @@ frame (`spike/00000000.dat`) or one for the sequence (`spike/<any>.dat` or `spik
 folder that the PyTorch original trains from has this layout.
 
 `gopro`: `<root>/GOPRO_Large/<split>/<sequence>/{blur,blur_gamma,sharp}` with
-`<root>/GOPRO_Large_spike_seq/<split>/<sequence>/spike`, one `.dat` a frame.
+`<root>/GOPRO_Large_spike_seq/<split>/<sequence>/spike`, one `.dat` a frame. As the original's later
+documents have it, the images may also lie in `GOPRO_Large/<split>_GT_blurred/<sequence>` and
+`GOPRO_Large/<split>_GT/<sequence>`.
 
 `x4k`: `<root>/<split>_blurry_33/<scene>/<clip>/0004.png` (33 or 65 steps an exposure),
 `<root>/<split>_fullRGB/...` of equal names, `<root>/<split>_spike_2xds/<scene>/<clip>/spike.dat`.
@@ -120,10 +122,23 @@ def _plain(root: Root, split: str, options: LayoutOptions) -> Iterator[_Folders]
 
 
 def _gopro(root: Root, split: str, options: LayoutOptions) -> Iterator[_Folders]:
+    if root.inside(f"GOPRO_Large/{split}_GT_blurred").is_dir():
+        yield from _gopro_gt(root, split, options)
+        return
     names = (options.blur_folder, options.sharp_folder)
     top = _split_folder(root, f"GOPRO_Large/{split}")
     for name in _walk(root, top, lambda children: bool(set(names) & set(children))):
         blur, sharp = (root.inside(os.path.join("GOPRO_Large", split, name, n)) for n in names)
+        spikes = os.path.join("GOPRO_Large_spike_seq", split, name, options.spike_folder)
+        yield _Folders(name, blur, sharp, root.inside(spikes))
+
+
+def _gopro_gt(root: Root, split: str, options: LayoutOptions) -> Iterator[_Folders]:
+    parts = [os.path.join("GOPRO_Large", f"{split}_GT{end}") for end in ("_blurred", "")]
+    # Frames lie in the innermost folders; a sequence that only one side has is a fault of its own.
+    names = (_walk(root, _split_folder(root, p), lambda children: not children) for p in parts)
+    for name in sorted(set(itertools.chain(*names))):
+        blur, sharp = (root.inside(os.path.join(part, name)) for part in parts)
         spikes = os.path.join("GOPRO_Large_spike_seq", split, name, options.spike_folder)
         yield _Folders(name, blur, sharp, root.inside(spikes))
 
