@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +190,13 @@ from pathlib import Path
 BASE = Path(__file__).resolve().parent / {relative!r}
 
 
-def get_config(arg: str = ""):
+def get_config(arg: str = {argument!r}):
     sys.path.append(str(BASE.parent.parent))  # the base may import its neighbours
     spec = importlib.util.spec_from_file_location("_base_config", BASE)
     base = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(base)
     config = base.get_config(arg)
-    config.model.remat = {remat!r}
+{overrides}    config.model.remat = {remat!r}
     config.data.batch_size = {batch}  # clips of all devices together
     config.data.crop_size = {crop}
     config.optim.accumulation_steps = {steps}
@@ -204,8 +204,24 @@ def get_config(arg: str = ""):
 '''
 
 
-def write_override(path: Path, base: Path, advice: Advice, limit: float) -> None:
-    """Writes a config file that takes `base` and changes what the advice says."""
+def write_override(
+    path: Path,
+    base: Path,
+    advice: Advice,
+    limit: float,
+    argument: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a config file that takes `base` and changes what the advice says.
+
+    Args:
+      path: the file to write.
+      base: the config file that was tried.
+      advice: what to change.
+      limit: bytes that a train step may take, for the heading.
+      argument: what `base.get_config` got, the default of the new one.
+      overrides: other fields that were changed for the trials, `a.b.c` -> value.
+    """
     from vrtspike_jax.restoration.sinks import write_atomically
 
     device = hardware.describe_devices()
@@ -220,5 +236,7 @@ def write_override(path: Path, base: Path, advice: Advice, limit: float) -> None
         batch=advice.batch_size,
         crop=advice.crop_size,
         steps=advice.accumulation_steps,
+        argument=argument,
+        overrides="".join(f"    config.{k} = {v!r}\n" for k, v in (overrides or {}).items()),
     )
     write_atomically(path, text.encode())

@@ -6,6 +6,7 @@ from bench_command_test import TinyModel
 
 from vrtspike_jax import doctor
 from vrtspike_jax.cli.configs import load_config
+from vrtspike_jax.training.config import check_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "baseline.py"
 SETTINGS = ["--set", "loss.vgg_weight=0.0", "--set", "data.clip_length=2"]
@@ -38,6 +39,8 @@ def test_it_measures_tries_and_writes_a_config_that_loads(vrtspike, tmp_path):
     assert config.optim.accumulation_steps == 1
     assert config.model.remat == advice["remat"] == "none"
     assert config.data.crop_size == 256  # the baseline's own
+    assert (config.data.clip_length, config.loss.vgg_weight) == (2, 0.0)  # as it was tried
+    check_config(config)
     again = vrtspike("doctor", "--config", CONFIG, "--write", written)
     assert again.exit_code == 2 and "nothing is overwritten" in again.stderr
 

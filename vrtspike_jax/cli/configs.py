@@ -33,14 +33,19 @@ def load_config(spec: str, overrides: list[str] | None = None) -> Any:
     return config.lock()
 
 
-def _override(config: Any, override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """'a.b=1' -> ('a.b', 1); what is no Python literal is text."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r}: wanted key=value")
     try:
-        value = ast.literal_eval(text)
+        return key, ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        value = text
+        return key, text
+
+
+def _override(config: Any, override: str) -> None:
+    key, value = parse_override(override)
     *parents, name = key.split(".")
     owner = config
     for parent in parents:

@@ -53,7 +53,7 @@ def command(
     console.keep_compiled_programs()
     found = _look()
     if loaded is not None:
-        found |= _try(loaded, config, batch, crop, write)
+        found |= _try(loaded, config, batch, crop, set_, write)
     console.write_json(json_file, found)
 
 
@@ -91,12 +91,13 @@ def _look() -> dict[str, Any]:
     }
 
 
-def _try(loaded, config: str, batches, crops, write: Path | None) -> dict[str, Any]:
+def _try(loaded, config: str, batches, crops, overrides, write: Path | None) -> dict[str, Any]:
     import itertools
 
     import jax
 
     from vrtspike_jax import doctor, hardware
+    from vrtspike_jax.cli.configs import parse_override
 
     limit = doctor.HEADROOM * hardware.free_memory()
     own = loaded.data.crop_size
@@ -125,7 +126,9 @@ def _try(loaded, config: str, batches, crops, write: Path | None) -> dict[str, A
             f"{advice.expected_bytes / 2**30:.2f} GiB"
         )
         if write is not None:
-            doctor.write_override(write, Path(config.partition(":")[0]), advice, limit)
+            base, _, argument = config.partition(":")
+            changed = dict(parse_override(text) for text in overrides or [])
+            doctor.write_override(write, Path(base), advice, limit, argument, changed)
             console.say(f"written to {write}: python -m vrtspike_jax.main --config={write}")
     return {
         "limit_bytes": limit,
