@@ -1,7 +1,19 @@
 """VRT and VRTWithSpike equal the published models: outputs, flows, features and gradients.
 
-Tolerances are what float32 noise amounts to on these runs; `nearest4` warping rounds flow to whole
-pixels, so single pixels may differ by more than the rest and percentiles decide.
+Limits are what float32 amounts to on these runs. In float64 both models agree: with every float32
+of ours made float64, outputs differ from the published code's in float64 by 4e-6 and gradients by
+1e-5 of their norm, all of it from the last bit of a table of sines that stays float32. In float32,
+largest difference / 99.9th percentile of the output from the published code in float64:
+
+| run | stored, published float32 | published float32 on another CPU | ours |
+| --- | --- | --- | --- |
+| vrt_t4_72x88 | 7.2e-4 / 3.2e-4 | 6.1e-4 / 2.8e-4 | 8.1e-4 / 2.8e-4 |
+| vrtspike_t5_64 | 6.2e-5 / 3.0e-5 | 4.7e-5 / 3.2e-5 | 5.5e-5 / 3.0e-5 |
+
+Gradients are noisier than outputs, as those of bilinear sampling jump where a coordinate crosses a
+whole pixel: the stored ones are up to 2.4e-2 (vrt_t4_72x88) and 4.9e-3 (vrtspike_t5_64) of their
+norm from float64, ours up to 1.5e-2 and 6.2e-3. `nearest4` warping rounds flow to whole pixels, so single pixels
+may differ by more than the rest and percentiles decide.
 """
 
 import golden_runs
@@ -15,15 +27,16 @@ from vrtspike_jax.convert.names import is_buffer
 from vrtspike_jax.models import VRT, VRTWithSpike
 
 RUNS = ("vrt_t4_72x88", "vrtspike_t5_64")
-# Largest difference and 99.9th percentile. Two machines gave up to 3e-4 for the latter; here it is
-# 3.7e-4 on the clip that no window divides.
-OUTPUT = 1.2e-3, 5e-4
+# Largest difference and 99.9th percentile. Of the first, the published code itself gives
+# 8.1e-4 / 3.3e-4 between two machines.
+OUTPUT = {"vrt_t4_72x88": (1.2e-3, 5e-4), "vrtspike_t5_64": (3e-4, 1e-4)}
 FLOW = 1e-4, 5e-5
 # Features are stored in float16: 11 bits.
 FEATURE = 2e-2, 8e-3
-# Error of a gradient over its norm; of a gradient's norm, the largest and the median.
-GRADIENT = 3e-2
-GRADIENT_NORM = 2e-2, 3e-3
+# Error of a gradient over its norm; of a gradient's norm, the largest and the median. The stored
+# norms of vrt_t4_72x88 are up to 2.5e-2 from float64, 1.9e-3 in the median.
+GRADIENT = {"vrt_t4_72x88": 3e-2, "vrtspike_t5_64": 1.5e-2}
+GRADIENT_NORM = {"vrt_t4_72x88": (3e-2, 5e-3), "vrtspike_t5_64": (2e-2, 3e-3)}
 
 
 def model_of(meta):
@@ -44,8 +57,9 @@ def model_of(meta):
 
 @pytest.fixture(scope="module", params=RUNS)
 def run(request):
-    """(meta, the published run's arrays, ours by the same names), from one compilation."""
+    """(meta, the published run's arrays, ours by the same names, gradients); one compilation."""
     meta, theirs = golden_runs.load(request.param)
+    meta = meta | {"name": request.param}
     model = model_of(meta)
     state = golden_runs.weights({k: s for k, s in meta["keys"].items() if not is_buffer(k)})
     params = from_torch(state, model)
@@ -78,9 +92,10 @@ def on_the_stored_grid(ours, theirs):
 
 
 def test_frames_and_loss_equal_the_published(run):
-    _, theirs, ours, _ = run
+    meta, theirs, ours, _ = run
     largest, most = golden_runs.differences(ours["out"], np.moveaxis(theirs["out"], 2, -1))
-    assert largest < OUTPUT[0] and most < OUTPUT[1]
+    limits = OUTPUT[meta["name"]]
+    assert largest < limits[0] and most < limits[1]
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-6)
 
 
@@ -105,7 +120,7 @@ def test_every_gradient_equals_the_published(run):
     for name in stored:
         want = theirs[name]
         error = np.linalg.norm(gradients[name.removeprefix("grad:")] - want)
-        assert error < GRADIENT * np.linalg.norm(want), name
+        assert error < GRADIENT[meta["name"]] * np.linalg.norm(want), name
 
 
 def test_every_gradient_norm_equals_the_published(run):
@@ -113,4 +128,5 @@ def test_every_gradient_norm_equals_the_published(run):
     norms = {name: np.linalg.norm(gradient) for name, gradient in gradients.items()}
     assert norms.keys() == meta["grad_norms"].keys()
     errors = [abs(norms[name] / want - 1) for name, want in meta["grad_norms"].items()]
-    assert max(errors) < GRADIENT_NORM[0] and np.median(errors) < GRADIENT_NORM[1]
+    limits = GRADIENT_NORM[meta["name"]]
+    assert max(errors) < limits[0] and np.median(errors) < limits[1]
