@@ -12,8 +12,8 @@ largest difference / 99.9th percentile of the output from the published code in 
 
 Gradients are noisier than outputs, as those of bilinear sampling jump where a coordinate crosses a
 whole pixel: the stored ones are up to 2.4e-2 (vrt_t4_72x88) and 4.9e-3 (vrtspike_t5_64) of their
-norm from float64, ours up to 1.5e-2 and 6.2e-3. `nearest4` warping rounds flow to whole pixels, so single pixels
-may differ by more than the rest and percentiles decide.
+norm from float64, ours up to 1.5e-2 and 6.2e-3. `nearest4` warping rounds flow to whole pixels, so
+single pixels may differ by more than the rest and percentiles decide.
 """
 
 import golden_runs
