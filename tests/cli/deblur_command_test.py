@@ -88,6 +88,20 @@ def test_video_in_and_out_with_one_long_recording(vrtspike, checkpoint, tmp_path
     np.testing.assert_array_equal(world.read_images(folder), frames)
 
 
+def test_one_long_recording_may_lie_in_a_folder(vrtspike, checkpoint, tmp_path):
+    frames = world.make_frames(3, (64, 64))
+    blur = world.write_images(tmp_path / "blur", frames)
+    (tmp_path / "spike").mkdir()
+    spikes = world.make_spikes(frames, (32, 32))
+    write_dat(tmp_path / "spike" / "long.dat", np.concatenate(spikes))
+    result = vrtspike(
+        "deblur", "--blur", blur, "--spikes", tmp_path / "spike", "--spikes-per-frame", 16,
+        "--out", tmp_path / "out", "--checkpoint", checkpoint,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(world.read_images(tmp_path / "out"), frames)
+
+
 def test_exposures_from_an_alignment_log(vrtspike, checkpoint, tmp_path):
     frames = world.make_frames(3, (64, 64))
     blur = world.write_images(tmp_path / "scene" / "blur", frames)
@@ -304,6 +318,14 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(vrtspike, checkpoin
         (["--out", f"{__file__}/out"], "cannot be created in"),
         (["--bit-depth", 16, "--format", "jpg"], "JPEG holds 8 bits"),
         (["--json", "no/such/a.json"], "its folder does not exist"),
+        (["--spikes-per-frame", 12], "found 16 steps, wanted the 12 of --spikes-per-frame"),
+        (["--spike-start", 3], "holds one .dat a frame; --spike-start is for one long .dat"),
+        (["--alignment", "log.csv"], "holds one .dat a frame; --alignment is for one long .dat"),
+        (["--fps", -3, "--out", "{tmp}/out.mp4"], "--fps -3.0: wanted frames a second"),
+        (["--bit-depth", 16, "--out", "{tmp}/out.mp4"], "a video holds 8 bits a channel"),
+        (["--frames", 0], "asked for 0"),
+        (["--clip-overlap", 5], "wanted 0 <= overlap < clip length"),
+        (["--checkpoint", __file__], "no checkpoint found"),
         (["--blur", "nowhere"], "no such folder or video"),
         (["--spikes", "nowhere"], "no such folder or file of spikes"),
     ],
@@ -315,13 +337,13 @@ def test_bad_options_are_one_line_and_code_2(vrtspike, checkpoint, tmp_path, arg
     options |= {"--checkpoint": checkpoint}
     flags = []
     for name, value in zip(args[::2], args[1::2], strict=False):
-        options[name] = value
+        options[name] = value.format(tmp=tmp_path) if isinstance(value, str) else value
     if len(args) % 2:
         flags.append(args[-1])
     result = vrtspike("deblur", *[x for pair in options.items() for x in pair], *flags)
     assert result.exit_code == 2, result.output
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
     assert listing(tmp_path) == before
 
 

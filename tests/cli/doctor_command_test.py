@@ -95,9 +95,14 @@ def test_a_choice_that_turns_out_too_large_is_made_smaller():
 
 
 def test_bad_input_is_one_line_and_code_2(vrtspike, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_module\n")
     for args, message in (
         (["--config", "nowhere.py"], "no such file"),
         (["--write", tmp_path / "x.py"], "needs --config"),
+        (["--config", CONFIG.parents[1] / "pyproject.toml"], "wanted a Python file"),
+        (["--config", broken], "broken.py: cannot be run"),
+        (["--config", CONFIG, "--batch", 0], "greater than or equal to 1"),
         (["--config", CONFIG, "--set", "data.crop=1"], "no field data.crop"),
     ):
         result = vrtspike("doctor", *args)

@@ -34,10 +34,12 @@ class Mode(StrEnum):
 def command(
     config: Annotated[str, typer.Option(help="Config file, path[:argument].")] = "",
     mode: Annotated[Mode, typer.Option(help="Train step or inference.")] = Mode.train,
-    batch: Annotated[int | None, typer.Option(help="Clips in a step (else the config's).")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames in a clip (likewise).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips in a step (else the config's).")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames in a clip (likewise).")] = None,
     size: Annotated[str, typer.Option(help="Crop, HxW or one number (likewise).")] = "",
-    seconds: Annotated[float, typer.Option(help="Time to spend on timed steps.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to spend on timed steps.")] = 10.0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, key=value; repeatable.")
     ] = None,

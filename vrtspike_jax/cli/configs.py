@@ -18,13 +18,18 @@ def load_config(spec: str, overrides: list[str] | None = None) -> Any:
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"config {path}: no such file")
+    if path.suffix != ".py":
+        raise ValueError(f"config {path}: wanted a Python file that defines get_config")
     # Variants import the config they override as `configs.<name>`, from the folder above.
     root = str(path.resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError) as error:
+        raise ValueError(f"config {path}: cannot be run: {error}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"config {path}: has no function get_config")
     config = module.get_config(argument) if argument else module.get_config()

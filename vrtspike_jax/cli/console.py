@@ -72,8 +72,11 @@ def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, in
     try:
         yield lambda finished, total: bar.update(task, completed=finished, total=total)
     finally:
-        bar.live.transient = not bar.tasks[0].completed
-        bar.live.stop()
+        if bar.tasks[0].completed:
+            bar.stop()
+        else:
+            bar.live.transient = True
+            bar.live.stop()
 
 
 def count_of(number: int, thing: str) -> str:

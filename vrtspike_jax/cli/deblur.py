@@ -78,6 +78,8 @@ def command(
         raise ValueError("--no-tile and --tile exclude each other")
     if bit_depth not in (0, 8, 16):
         raise ValueError(f"--bit-depth {bit_depth}: wanted 8 or 16")
+    if not 0 <= fps < float("inf"):
+        raise ValueError(f"--fps {fps}: wanted frames a second")
     cutting = _cutting(
         spikes_per_frame, spike_start, alignment, steps_per_second, sequence, frames is not None
     )

@@ -23,11 +23,11 @@ vrtspike doctor --config configs/baseline.py --batch 1 --batch 2 --crop 256 --js
 def command(
     config: Annotated[str, typer.Option(help="Also see what fits of this config file.")] = "",
     batch: Annotated[
-        list[int] | None, typer.Option(help="Batch size to try; repeatable (else 1 and 2).")
+        list[int] | None, typer.Option(min=1, help="Batch size to try; repeatable (else 1 and 2).")
     ] = None,
     crop: Annotated[
         list[int] | None,
-        typer.Option(help="Crop size to try; repeatable (else the config's and half of it)."),
+        typer.Option(min=8, help="Crop size to try; repeatable (else the config's and half)."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, key=value; repeatable.")

@@ -32,6 +32,11 @@ class Cutting:
     sequence: str = ""
     partial: bool = False
 
+    @property
+    def says_where(self) -> bool:
+        """Whether it tells where the exposures of a long `.dat` lie."""
+        return self.steps > 0 or self.log is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Exposures:
@@ -92,7 +97,7 @@ def open_exposures(
     """Finds the spikes of every frame and checks that they are whole.
 
     Args:
-      path: a folder with one `.dat` a frame, or one long `.dat`.
+      path: a folder with one `.dat` a frame, or one long `.dat`, or a folder with nothing else.
       frame_names: names of the frames. In a folder, the `.dat` of the same name, or of the same
         number, belongs to a frame; for a video ("00000000", ...) the order does.
       frame_folder: the folder or file of the frames, for messages and for names in the log.
@@ -107,12 +112,13 @@ def open_exposures(
     """
     files = _list(path)
     size, head_columns = _size(files[0], size, head_columns, fallback)
-    if path.is_file():
-        dat = _open(path, size, head_columns)
+    if path.is_file() or (len(files) == 1 and cutting.says_where):
+        dat = _open(files[0], size, head_columns)
         windows = _cut(dat, cutting, frame_names, frame_folder)
         return Exposures(tuple((dat, first, count) for first, count in windows))
     matched = _match(path, files, frame_names, frame_folder, cutting.partial)
     dats = [_open(file, size, head_columns) for file in matched]
+    _check_uncut(path, dats, cutting)
     return Exposures(tuple((dat, 0, dat.num_frames) for dat in dats))
 
 
@@ -152,6 +158,19 @@ def _open(file: Path, size: tuple[int, int], head_columns: int) -> DatFile:
         guesses = [f"{g.height}x{g.width}" for g in plausible_sizes(file, 3)]
         hint = f"; plausible sizes: {', '.join(guesses)}" if guesses else ""
         raise ValueError(f"{error}{hint} (--spike-size HEIGHTxWIDTH)") from None
+
+
+def _check_uncut(folder: Path, dats: list[DatFile], cutting: Cutting) -> None:
+    """Where each file is an exposure, settings that cut a long one must not be lost in silence."""
+    if cutting.log is not None or cutting.start:
+        name = "--alignment" if cutting.log is not None else "--spike-start"
+        raise ValueError(f"{folder}: holds one .dat a frame; {name} is for one long .dat")
+    for dat in dats:
+        if cutting.steps and dat.num_frames != cutting.steps:
+            raise ValueError(
+                f"{dat.path}: found {dat.num_frames} steps, wanted the {cutting.steps} of "
+                "--spikes-per-frame"
+            )
 
 
 def _match(
