@@ -50,8 +50,12 @@ def model_config() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     model.name = "vrt_spike"  # "vrt_spike", or "vrt" (then without the spike fields)
     model.dtype = "bfloat16"  # compute dtype: float32, bfloat16, float16; parameters are float32
-    # What the backward pass computes again instead of keeping: "none", "attn", "ffn", "block".
+    # What the backward pass computes again instead of keeping: "none", "light" (whole blocks, save
+    # for the attention kernels), "attn", "ffn", "block".
     model.remat = "block"
+    # Implementation of attention, feed-forward, warping and sampling: "auto" (own kernels on CUDA
+    # GPUs), "xla", "pallas", "cudnn" (of attention).
+    model.kernels = "auto"
     model.vrt = vrt = ml_collections.ConfigDict()
     vrt.upscale = 1  # output pixels per input pixel
     vrt.window_size = (5, 8, 8)  # attention window: frames, rows, columns

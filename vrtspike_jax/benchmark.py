@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrtspike_jax import hardware, profiling
+from vrtspike_jax import compiler, hardware, profiling
 from vrtspike_jax.flops import count_flops
 
 
@@ -78,7 +79,7 @@ def infer_workload(config, batch: int, frames: int, height: int, width: int) -> 
     voxel = config.data.voxel
     restore = make_restore_step(model, voxel.log, voxel.mean, voxel.std)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options())
     def step(params, blur, spikes):
         return params, restore(params, blur, spikes)
 
@@ -247,7 +248,8 @@ def _break_down(lowered, compiled, state, rest, steps: int = 3) -> dict[str, Any
     if jax.default_backend() == "gpu":
         # Library kernels that XLA launches as part of a CUDA graph lose their names.
         with contextlib.suppress(RuntimeError, ValueError):  # not every XLA can
-            compiled = lowered.compile(compiler_options={"xla_gpu_enable_command_buffer": ""})
+            options = {"xla_gpu_enable_command_buffer": ""} | (compiler.options() or {})
+            compiled = lowered.compile(compiler_options=options)
     holder = [jax.block_until_ready(compiled(state, *rest))[0]]
 
     def step():

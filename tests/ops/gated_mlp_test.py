@@ -40,7 +40,7 @@ def test_kernel_equals_reference_forward_and_backward(rows, channels, hidden):
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
     (_, want), want_gradient = run(given, "xla")
-    (_, out), gradient = run(given, "pallas")
+    (_, out), gradient = run(given, "interpret")
     np.testing.assert_allclose(out, want, atol=2e-5)
     for name, value in want_gradient.items():
         np.testing.assert_allclose(gradient[name], value, rtol=1e-5, atol=1e-4, err_msg=name)

@@ -7,7 +7,7 @@ import pytest
 from jax import export
 
 from vrtspike_jax.ops import dispatch, shifted_window_attention, window_attention
-from vrtspike_jax.ops.window_layout import FrameWindows, partition, shift_regions
+from vrtspike_jax.ops.window_layout import FrameWindows, axis_regions, partition, shift_regions
 
 
 def _normal(seed, *shapes, dtype=jnp.float32):
@@ -94,7 +94,7 @@ def test_address_arithmetic_equals_rolling_and_partitioning(size, window, shift)
     assert wanted.shape == (layout.windows, layout.tokens)
     index = jnp.arange(layout.windows)[:, None], jnp.arange(layout.tokens)[None, :]
     np.testing.assert_array_equal(layout.key_rows(*index), wanted)
-    numbers = np.tile(shift_regions(size, window, shift), (2, 1))
+    numbers = np.tile(shift_regions(axis_regions(size, window, shift), window), (2, 1))
     regions = np.broadcast_to(layout.regions(*index), wanted.shape)
     same = regions[:, :, None] == regions[:, None, :]
     np.testing.assert_array_equal(same, numbers[:, :, None] == numbers[:, None, :])

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -15,9 +16,10 @@ from vrtspike_jax.models.layers import (
     drop_path_scale,
 )
 from vrtspike_jax.ops import gated_mlp, shifted_window_attention
+from vrtspike_jax.ops.window_attention import SAVED_NAMES
 from vrtspike_jax.ops.window_layout import Size3
 
-REMATS = ("none", "attn", "ffn", "block")
+REMATS = ("none", "light", "attn", "ffn", "block")
 
 
 def clamp_window(size: Size3, window: Size3, shift: Size3) -> tuple[Size3, Size3]:
@@ -66,6 +68,7 @@ class WindowAttention(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         qk_scale: Factor of the logits; None means head_dim ** -0.5.
         mut_attn: Adds mutual attention between the two frames of a window.
+        kernels: Implementation of the operations, as in `shifted_window_attention`.
         dtype: Compute dtype.
     """
 
@@ -75,6 +78,7 @@ class WindowAttention(nn.Module):
     qkv_bias: bool = True
     qk_scale: float | None = None
     mut_attn: bool = True
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def _project(self, x: Array, name: str) -> Array:
@@ -115,6 +119,7 @@ class WindowAttention(nn.Module):
             shift=shift,
             mutual=mutual,
             scale=self.qk_scale or (self.dim // self.num_heads) ** -0.5,
+            implementation=self.kernels,
         )
         return Dense(self.dim, dtype=self.dtype, name="proj")(out)
 
@@ -125,7 +130,8 @@ class TMSA(nn.Module):
     Attributes:
         shifted: Whether windows are shifted by half their size.
         mlp_ratio: Width of the feed-forward layer over `dim`.
-        remat: What the backward pass recomputes: "none", "attn", "ffn" or "block" (both).
+        remat: What the backward pass recomputes: "none", "attn", "ffn", "block" (both), or "light":
+            both, save for what the attention kernels return, so that these run once.
         stochastic: Whether branches are dropped at the rate given to the call.
         (others): as in `WindowAttention`.
     """
@@ -140,6 +146,7 @@ class TMSA(nn.Module):
     qk_scale: float | None = None
     remat: str = "none"
     stochastic: bool = False
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def _attend(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
@@ -156,6 +163,7 @@ class TMSA(nn.Module):
             self.qkv_bias,
             self.qk_scale,
             self.mut_attn,
+            self.kernels,
             self.dtype,
             name="attn",
         )
@@ -167,20 +175,30 @@ class TMSA(nn.Module):
     def _feed_forward(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
         hidden = int(self.dim * self.mlp_ratio)
         norm = LayerNormParameters(name="norm2")(self.dim)
-        return gated_mlp(x, *norm, *GatedMlpParameters(hidden, name="mlp")(self.dim), scale)
+        weights = GatedMlpParameters(hidden, name="mlp")(self.dim)
+        kernels = "auto" if self.kernels == "cudnn" else self.kernels
+        return gated_mlp(x, *norm, *weights, scale, implementation=kernels)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], drop_rate: Float[Array, ""]
     ) -> Float[Array, "b t h w c"]:
-        for branch, name in ((TMSA._attend, "attn"), (TMSA._feed_forward, "ffn")):
-            scale = None
-            if self.stochastic:
-                scale = drop_path_scale(self.make_rng("dropout"), x.shape[0], drop_rate)
-            if self.remat in (name, "block"):
-                branch = nn.remat(branch)
-            x = branch(self, x, scale)
-        return x
+        scales = [None, None]
+        if self.stochastic:
+            keys = self.make_rng("dropout"), self.make_rng("dropout")
+            scales = [drop_path_scale(key, x.shape[0], drop_rate) for key in keys]
+        attend, feed_forward = TMSA._attend, TMSA._feed_forward
+        if self.remat == "light":
+            keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+            return nn.remat(TMSA._both, policy=keep)(self, x, *scales)
+        if self.remat in ("attn", "block"):
+            attend = nn.remat(attend)
+        if self.remat in ("ffn", "block"):
+            feed_forward = nn.remat(feed_forward)
+        return feed_forward(self, attend(self, x, scales[0]), scales[1])
+
+    def _both(self, x: Array, attention_scale: Array | None, scale: Array | None) -> Array:
+        return self._feed_forward(self._attend(x, attention_scale), scale)
 
 
 class TMSAPair(nn.Module):

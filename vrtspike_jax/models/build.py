@@ -12,6 +12,8 @@ from vrtspike_jax.models import VRT, VRTWithSpike
 from vrtspike_jax.models.fields import check_divides, check_fields
 from vrtspike_jax.names import suggestion
 
+# Fields that stand beside `vrt` and are its own.
+SHARED = ("dtype", "remat", "kernels")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -20,7 +22,7 @@ def build_model(config: ml_collections.ConfigDict | Mapping[str, Any]) -> nn.Mod
 
     Args:
         config: `config.model`: `name` (a key of `MODELS`), `dtype` (a key of `DTYPES`), `remat`,
-            and the fields of the module of that name; those of the backbone under `vrt`.
+            `kernels`, and the fields of the module of that name; those of the backbone under `vrt`.
 
     Returns:
         An unbound linen module.
@@ -57,13 +59,13 @@ def construct(cls: type[nn.Module], fields: Mapping[str, Any], where: str) -> nn
 
 def _vrt(fields: dict[str, Any]) -> nn.Module:
     backbone = _backbone(fields)
-    for key in set(fields) - {"dtype", "remat"}:
+    for key in set(fields) - set(SHARED):
         raise ValueError(f"config.model.{key} is no field of a model without a spike branch")
     return _check_heads(construct(VRT, backbone | fields, "config.model.vrt"))
 
 
 def _vrt_spike(fields: dict[str, Any]) -> nn.Module:
-    shared = {key: fields[key] for key in ("dtype", "remat") if key in fields}
+    shared = {key: fields[key] for key in SHARED if key in fields}
     fields["vrt"] = _check_heads(construct(VRT, _backbone(fields) | shared, "config.model.vrt"))
     known = {field.name for field in dataclasses.fields(VRTWithSpike)}
     for key in shared.keys() - known:

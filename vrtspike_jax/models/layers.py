@@ -12,8 +12,7 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
 Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)
-# LayerNorm's statistics are float32 whatever the compute dtype.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+EPSILON = 1e-5  # torch.nn.LayerNorm's
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
@@ -63,6 +62,33 @@ class GatedMlp(nn.Module):
         gate = Dense(self.hidden, dtype=self.dtype, name="fc11")(x)
         value = Dense(self.hidden, dtype=self.dtype, name="fc12")(x)
         return Dense(self.features, dtype=self.dtype, name="fc2")(gelu(gate) * value)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with PyTorch's epsilon, and statistics in float32 whatever the compute dtype.
+
+    It keeps its input for the backward pass and nothing else; `nn.LayerNorm` keeps several
+    float32 copies.
+
+    Attributes:
+        dtype: Compute dtype.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return jax.checkpoint(_normalise)(x, scale, bias).astype(self.dtype)
+
+
+def _normalise(x: Array, scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Array:
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True)
+    variance = jnp.square(y).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + EPSILON) * scale
+    return (y - mean) * factor + bias
 
 
 class LayerNormParameters(nn.Module):

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.layers import Conv, Dense, LayerNorm, gelu
-from vrtspike_jax.ops import resize_bilinear
+from vrtspike_jax.ops import resize_bilinear, temporal_attention
 
 
 class ResidualBlock3D(nn.Module):
@@ -100,18 +99,22 @@ class TemporalAttention(nn.Module):
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * c,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
 
-        def heads(x, i):
-            part = slice(i * c, (i + 1) * c)
-            return rearrange(
-                x @ kernel[:, part] + bias[part], "b t p (n d) -> b t p n d", n=self.heads
-            )
+        def project(x, first, last):
+            """Parts `first` to `last` of queries, keys and values in one product."""
+            part = slice(first * c, last * c)
+            parts = jnp.split(x @ kernel[:, part] + bias[part], last - first, axis=-1)
+            return [rearrange(y, "b t p (n d) -> b t p n d", n=self.heads) for y in parts]
 
-        q, k, v = heads(query, 0), heads(memory, 1), heads(memory, 2)
+        if query is memory:
+            q, k, v = project(query, 0, 3)
+        else:
+            q, k, v = project(query, 0, 1) + project(memory, 1, 3)
         q = q * jnp.asarray((c // self.heads) ** -0.5, q.dtype)
-        logits = jnp.einsum("btpnd,bspnd->bpnts", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
-        out = rearrange(jnp.einsum("bpnts,bspnd->btpnd", weights, v), "b t p n d -> b t p (n d)")
+        drop = None
+        if self.dropout and train:
+            drop = nn.Dropout(self.dropout, deterministic=False)
+        out = temporal_attention(q, k, v, drop=drop)
+        out = rearrange(out, "b t p n d -> b t p (n d)")
         return Dense(c, dtype=self.dtype, name="out_proj")(out)
 
 
@@ -129,6 +132,7 @@ def over_pixels(
     pixels = [rearrange(f, "b t h w c -> b t (h w) c") for f in features]
     chunk = h * w if max_batch_tokens is None else min(h * w, max(1, max_batch_tokens // b))
     chunks = -(-h * w // chunk)
+    chunk = -(-h * w // chunks)  # as even as can be
     if chunks == 1:
         out = block(*pixels, train)
     else:

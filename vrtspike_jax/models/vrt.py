@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -13,6 +14,7 @@ from vrtspike_jax.models.layers import Conv, Dense, FrameConv, LayerNorm
 from vrtspike_jax.models.spynet import SpyNet
 from vrtspike_jax.models.warping import ParallelWarping, align_frames, compose_flows
 from vrtspike_jax.ops import resize_bilinear
+from vrtspike_jax.ops.deform_conv import SAVED_NAME
 
 # Scale (as a power of two) and reshaping of stages 1 to 7: an hourglass.
 STAGES = ((0, "none"), (1, "down"), (2, "down"), (3, "down"), (2, "up"), (1, "up"), (0, "up"))
@@ -58,6 +60,7 @@ class Stage(nn.Module):
         pa_frames: Neighbours that are warped, both sides together; 0 for none.
         deformable_groups: As in `FlowGuidedDeformConv`.
         max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        kernels: As in `VRT`.
         dtype: Compute dtype.
     """
 
@@ -71,6 +74,7 @@ class Stage(nn.Module):
     pa_frames: int
     deformable_groups: int
     max_residue_magnitude: float
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -87,10 +91,16 @@ class Stage(nn.Module):
             x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
         if not self.pa_frames:
             return x
-        return ParallelWarping(
+        warping = ParallelWarping
+        if self.block["remat"] in ("light", "block"):
+            # The sampled features are a small part of what this keeps otherwise, and its dearest.
+            keep = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+            warping = nn.remat(ParallelWarping, policy=keep)
+        return warping(
             self.dim,
             self.deformable_groups,
             self.max_residue_magnitude,
+            self.kernels,
             self.dtype,
             name="warping",
         )(x, backward, forward)
@@ -166,7 +176,10 @@ class VRT(nn.Module):
         pa_frames: Neighbours in parallel warping: 2, 4, 6, or 0 for frame interpolation.
         deformable_groups: Groups of channels with offsets of their own.
         nonblind_denoising: Whether a noise level map follows the frames' channels.
-        remat: What the backward pass recomputes: "none", "attn", "ffn" or "block".
+        remat: What the backward pass recomputes: "none", "light", "attn", "ffn" or "block", as in
+            `TMSA`.
+        kernels: Implementation of the fused operations: "auto" (kernels on CUDA GPUs), "xla",
+            "pallas", "cudnn" (of attention alone) or "interpret".
         dtype: Compute dtype; parameters, flow and softmax are float32.
     """
 
@@ -188,6 +201,7 @@ class VRT(nn.Module):
     deformable_groups: int = 16
     nonblind_denoising: bool = False
     remat: str = "none"
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def _check(self, frames: Array) -> None:
@@ -239,6 +253,7 @@ class VRT(nn.Module):
             "qk_scale": self.qk_scale,
             "remat": self.remat,
             "stochastic": train and self.drop_path_rate > 0,
+            "kernels": self.kernels,
             "dtype": self.dtype,
         }
 
@@ -274,6 +289,7 @@ class VRT(nn.Module):
             pa_frames=self.pa_frames,
             deformable_groups=self.deformable_groups,
             max_residue_magnitude=10 / 2**scale,
+            kernels=self.kernels,
             dtype=self.dtype,
             name=f"stage{i + 1}",
         )

@@ -78,12 +78,14 @@ class FlowGuidedDeformConv(nn.Module):
         dim: Channels of one frame and of the output.
         deformable_groups: Groups of channels with offsets of their own, over all sources.
         max_residue_magnitude: Bound of the learned residual in pixels.
+        kernels: Implementation of warping and sampling, as in `VRT`.
         dtype: Compute dtype; offsets are float32.
     """
 
     dim: int
     deformable_groups: int
     max_residue_magnitude: float
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -93,7 +95,11 @@ class FlowGuidedDeformConv(nn.Module):
         target: Float[Array, "n h w c"],
         flows: list[Float[Array, "n h w 2"]],
     ) -> Float[Array, "n h w c"]:
-        warped = [flow_warp(x, flow) for x, flow in zip(sources, flows, strict=True)]
+        kernels = "auto" if self.kernels == "cudnn" else self.kernels
+        warped = [
+            flow_warp(x, flow, implementation=kernels)
+            for x, flow in zip(sources, flows, strict=True)
+        ]
         y = jnp.concatenate(warped + [target] + [f.astype(self.dtype) for f in flows], axis=-1)
         for i in range(3):
             y = Conv(self.dim, (3, 3), padding=1, dtype=self.dtype, name=f"conv_offset_{2 * i}")(y)
@@ -107,7 +113,9 @@ class FlowGuidedDeformConv(nn.Module):
             quad = quad_size(groups, len(flows), x.shape[-1])
             y = ReorderedConv(tuple(raw_channels(groups, quad)), self.dtype, name=last)(y)
             y = y.reshape(*y.shape[:3], groups // quad, 9, 3, quad)
-            return flow_guided_deform_conv(x, y, flow, weight, bias, self.max_residue_magnitude)
+            return flow_guided_deform_conv(
+                x, y, flow, weight, bias, self.max_residue_magnitude, kernels
+            )
         y = ReorderedConv(tuple(range(27 * groups)), self.dtype, name=last)(y).astype(jnp.float32)
         residual = self.max_residue_magnitude * jnp.tanh(y[..., : 18 * groups])
         # As published, sources share the (group, tap) pairs evenly, even where they do not divide
@@ -115,7 +123,7 @@ class FlowGuidedDeformConv(nn.Module):
         offset = rearrange(residual, "n h w (s pair yx) -> n h w s pair yx", s=len(flows), yx=2)
         offset = (offset + flow[..., None, ::-1]).reshape(*y.shape[:3], groups, 9, 2)
         mask = rearrange(jax.nn.sigmoid(y[..., 18 * groups :]), "n h w (g k) -> n h w g k", k=9)
-        return deform_conv2d(x, offset, mask, weight, bias)
+        return deform_conv2d(x, offset, mask, weight, bias, kernels)
 
 
 class ReorderedConv(nn.Module):
@@ -152,12 +160,14 @@ class ParallelWarping(nn.Module):
         dim: Channels.
         deformable_groups: As in `FlowGuidedDeformConv`.
         max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        kernels: As in `VRT`.
         dtype: Compute dtype.
     """
 
     dim: int
     deformable_groups: int
     max_residue_magnitude: float
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -178,6 +188,7 @@ class ParallelWarping(nn.Module):
             self.dim,
             self.deformable_groups,
             self.max_residue_magnitude,
+            self.kernels,
             self.dtype,
             name="pa_deform",
         )(sources, _both(x[:, :-1], x[:, 1:]), flows)

@@ -9,6 +9,7 @@ from vrtspike_jax.ops.deform_conv import (
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
+from vrtspike_jax.ops.temporal_attention import temporal_attention
 from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "resize_align_corners",
     "resize_bilinear",
     "shifted_window_attention",
+    "temporal_attention",
     "window_attention",
 ]

@@ -11,11 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
 
 TAPS = 9
+# Name of the result, for rematerialisation policies.
+SAVED_NAME = "deform_conv"
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
 
 
@@ -204,6 +207,7 @@ def _convolve(
         out = _reference(x, raw, flow, weight, magnitude)
     else:
         out = _fused(plan, x, raw, flow, weight)
+    out = checkpoint_name(out, SAVED_NAME)
     return out if bias is None else out + bias.astype(x.dtype)
 
 
@@ -257,17 +261,30 @@ def _run(plan: Any, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
 def _fused_forward(
     plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array
 ) -> tuple[Array, tuple]:
+    saved = (x, raw, flow, weight)
+    return _run_forward(plan, *saved), saved
+
+
+def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
+    return _run_backward(plan, *saved, dout)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+# Jitted, so that layers of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_forward(plan: Any, *args: Any) -> Array:
     kernels = dispatch.kernels("pallas_deform")
 
     def cuda(x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
         return kernels.forward(plan, x, raw, flow, _dense(weight, x.shape[-1]))
 
-    reference = functools.partial(_reference, magnitude=plan.magnitude)
-    saved = (x, raw, flow, weight)
-    return _run(plan, cuda, reference, *saved), saved
+    return _run(plan, cuda, functools.partial(_reference, magnitude=plan.magnitude), *args)
 
 
-def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
+@functools.partial(jax.jit, static_argnums=0)
+def _run_backward(plan: Any, *args: Any) -> tuple:
     kernels = dispatch.kernels("pallas_deform")
 
     def cuda(x: Array, raw: Array, flow: Array | None, weight: Array, dout: Array) -> tuple:
@@ -279,7 +296,4 @@ def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
         reference = functools.partial(_reference, magnitude=plan.magnitude)
         return jax.vjp(reference, x, raw, flow, weight)[1](dout)
 
-    return _run(plan, cuda, otherwise, *saved, dout)
-
-
-_fused.defvjp(_fused_forward, _fused_backward)
+    return _run(plan, cuda, otherwise, *args)

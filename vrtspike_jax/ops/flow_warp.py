@@ -113,13 +113,19 @@ def _warp_features_forward(plan: Any, x: Array, flow: Array) -> tuple[Array, tup
 
 
 def _warp_features_backward(plan: Any, saved: tuple, dout: Array) -> tuple[Array, Array]:
+    return _run_backward(plan, *saved, dout)
+
+
+_warp_features.defvjp(_warp_features_forward, _warp_features_backward)
+
+
+# Jitted, so that layers of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_backward(plan: Any, x: Array, flow: Array, dout: Array) -> tuple[Array, Array]:
     def otherwise(x: Array, flow: Array, dout: Array) -> tuple[Array, Array]:
         return jax.vjp(lambda *args: _warp(*args, "bilinear", "zeros"), x, flow)[1](dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_warp").backward, plan)
     if plan.interpret:
-        return cuda(*saved, dout)
-    return dispatch.on_cuda(cuda, otherwise, *saved, dout)
-
-
-_warp_features.defvjp(_warp_features_forward, _warp_features_backward)
+        return cuda(x, flow, dout)
+    return dispatch.on_cuda(cuda, otherwise, x, flow, dout)

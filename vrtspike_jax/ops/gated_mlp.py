@@ -1,26 +1,17 @@
 """Pre-norm gated feed-forward block: LayerNorm, GEGLU and the residual sum in one operation."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops import pallas_mlp
+from vrtspike_jax.ops import dispatch
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas")
-
-
-def _reference(x, branch_scale, gamma, beta, w11, b11, w12, b12, w2, b2):
-    dtype = x.dtype
-    y = x.astype(jnp.float32)
-    y -= y.mean(axis=-1, keepdims=True)
-    y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + pallas_mlp.EPSILON)
-    y = (y * gamma + beta).astype(dtype)
-    gate = jax.nn.gelu(y @ w11.astype(dtype) + b11.astype(dtype), approximate=False)
-    y = gate * (y @ w12.astype(dtype) + b12.astype(dtype))
-    y = y @ w2.astype(dtype) + b2.astype(dtype)
-    if branch_scale is not None:
-        y *= branch_scale.reshape((-1,) + (1,) * (x.ndim - 1)).astype(dtype)
-    return x + y
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
+EPSILON = 1e-5
 
 
 def gated_mlp(
@@ -48,10 +39,11 @@ def gated_mlp(
         b12: Bias of the value.
         w2: Weight of the output.
         b2: Bias of the output.
-        branch_scale: Factor of the branch for each sample, for stochastic depth; it gets no
-            gradient from the kernel. None means 1.
-        implementation: "xla" is the reference. "pallas" is one GPU kernel each way that keeps
-            nothing but `x` for the backward pass. "auto" is the reference.
+        branch_scale: Factor of the branch for each sample, for stochastic depth; drawn, not
+            learned, so that it gets no gradient. None means 1.
+        implementation: "xla" is the reference. "pallas" is one CUDA kernel each way, which keeps
+            nothing but `x` for the backward pass. "auto" is "pallas" on CUDA GPUs and "xla"
+            elsewhere; "interpret" runs the kernels on the CPU, for tests.
 
     Returns:
         Features of x's shape and dtype.
@@ -59,20 +51,73 @@ def gated_mlp(
     Raises:
         ValueError: for an unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"gated_mlp: implementation {implementation!r}, want {IMPLEMENTATIONS}")
+    dispatch.check("gated_mlp", implementation, IMPLEMENTATIONS)
     weights = gamma, beta, w11, b11, w12, b12, w2, b2
-    # The kernel equals the reference in Pallas' interpreter; no GPU has timed it yet.
-    if implementation in ("auto", "xla"):
+    kernels = dispatch.kernels("pallas_mlp") if dispatch.uses_kernels(implementation) else None
+    if kernels is None:
         return _reference(x, branch_scale, *weights)
     if branch_scale is None:
         branch_scale = jnp.ones(x.shape[0], jnp.float32)
     rows = x.size // x.shape[-1]
-    plan = pallas_mlp.Plan(
-        rows,
-        rows // x.shape[0],
-        *w11.shape,
-        interpret=jax.default_backend() == "cpu",
+    plan = kernels.Plan(
+        rows, rows // x.shape[0], *w11.shape, interpret=implementation == "interpret"
     )
-    out = pallas_mlp.gated_mlp(plan, x.reshape(rows, -1), branch_scale, *weights)
-    return out.reshape(x.shape)
+    return _fused(plan, x, branch_scale, weights)
+
+
+def _reference(x: Array, branch_scale: Array | None, *weights: Array) -> Array:
+    gamma, beta, w11, b11, w12, b12, w2, b2 = weights
+    dtype = x.dtype
+    y = x.astype(jnp.float32)
+    y -= y.mean(axis=-1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + EPSILON)
+    y = (y * gamma + beta).astype(dtype)
+    gate = jax.nn.gelu(y @ w11.astype(dtype) + b11.astype(dtype), approximate=False)
+    y = gate * (y @ w12.astype(dtype) + b12.astype(dtype))
+    y = y @ w2.astype(dtype) + b2.astype(dtype)
+    if branch_scale is not None:
+        scale = jax.lax.stop_gradient(branch_scale)
+        y *= scale.reshape((-1,) + (1,) * (x.ndim - 1)).astype(dtype)
+    return x + y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...]) -> Array:
+    """The block by its kernel on CUDA, by the reference elsewhere; the choice falls at lowering."""
+    return _fused_forward(plan, x, branch_scale, weights)[0]
+
+
+def _run(plan: Any, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
+    return cuda(*args) if plan.interpret else dispatch.on_cuda(cuda, otherwise, *args)
+
+
+def _fused_forward(
+    plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+) -> tuple[Array, tuple]:
+    return _run_forward(plan, x, branch_scale, *weights), (x, branch_scale, weights)
+
+
+def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
+    x, branch_scale, weights = saved
+    dx, *gradients = _run_backward(plan, x, branch_scale, dout, *weights)
+    return dx, jnp.zeros_like(branch_scale), tuple(gradients)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+# Jitted, so that blocks of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_forward(plan: Any, *args: Array) -> Array:
+    cuda = functools.partial(dispatch.kernels("pallas_mlp").forward, plan)
+    return _run(plan, cuda, _reference, *args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_backward(plan: Any, *args: Array) -> tuple[Array, ...]:
+    def otherwise(x: Array, branch_scale: Array, dout: Array, *weights: Array) -> tuple:
+        _, pull = jax.vjp(lambda x, *w: _reference(x, branch_scale, *w), x, *weights)
+        return pull(dout)
+
+    cuda = functools.partial(dispatch.kernels("pallas_mlp").backward, plan)
+    return _run(plan, cuda, otherwise, *args)

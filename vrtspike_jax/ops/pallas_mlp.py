@@ -1,9 +1,9 @@
-"""A pre-norm gated feed-forward block as Triton kernels: one pass over the activations.
+"""A pre-norm gated feed-forward block as Triton kernels.
 
 With n = LayerNorm(x), a = n W11 + b11, c = n W12 + b12, h = gelu(a) * c, the block is
 y = x + s (h W2 + b2), where s is one number for each sample (stochastic depth). The forward
-kernel reads x and writes y. The backward kernel rebuilds everything from x and writes dx and the
-operands of the weight gradients, which are plain matrix products over all rows.
+kernel reads x and writes y. The backward pass has one kernel too, which rebuilds a and c from x and
+writes the operands of plain matrix products: n, h, and the gradients of a and c side by side.
 
 Triton wants powers of two, so channels are cut into pieces: 96 is 64 + 32.
 """
@@ -37,6 +37,7 @@ class Plan:
         hidden: Width of the gated layer.
         block: Tokens of one program.
         warps: Warps of one program.
+        chunk: Hidden channels of one program of the backward kernel; a power of two.
         interpret: Run on the CPU, for tests.
     """
 
@@ -46,11 +47,12 @@ class Plan:
     hidden: int
     block: int = 64
     warps: int = 4
+    chunk: int = 64
     interpret: bool = False
 
     @property
-    def programs(self) -> int:
-        """Number of programs."""
+    def tiles(self) -> int:
+        """Tiles of rows."""
         return pl.cdiv(self.rows, self.block)
 
 
@@ -68,44 +70,62 @@ def _pieces(size: int, largest: int) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def _erf(x: Array) -> Array:
-    t = 1 / (1 + ERF_P * jnp.abs(x))
-    tail = jnp.exp(-x * x)
+def _gaussian(x: Array) -> tuple[Array, Array]:
+    """The normal distribution's cumulative function and density."""
+    tail = jnp.exp(-0.5 * x * x)
+    t = 1 / (1 + ERF_P * math.sqrt(0.5) * jnp.abs(x))
     series = jnp.zeros_like(x)
     for coefficient in reversed(ERF):
-        series = (series + coefficient) * t
-    return jnp.where(x < 0, series * tail - 1, 1 - series * tail)
+        series = (series + 0.5 * coefficient) * t
+    upper = series * tail
+    return jnp.where(x < 0, upper, 1 - upper), tail * (1 / math.sqrt(2 * math.pi))
 
 
-def _gaussian_cdf(x: Array) -> Array:
-    return 0.5 * (1 + _erf(x * (1 / math.sqrt(2))))
+Piece = tuple[Any, int, Any]  # Start, width (a power of two), how many of it are valid.
+
+
+def _inside(piece: Piece) -> Array | None:
+    """Mask of a piece's valid part; None where that is the whole of it."""
+    _, width, valid = piece
+    if isinstance(valid, int) and valid == width:
+        return None
+    return jnp.arange(width, dtype=jnp.int32) < valid
 
 
 class _Tile:
     """Rows of one program, and how to read and write their pieces."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.rows = pl.program_id(0) * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
+    def __init__(self, plan: Plan, index: Array):
+        self.plan, self.index = plan, index
+        self.rows = index * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
         self.valid = self.rows < plan.rows if plan.rows % plan.block else None
 
-    def _address(self, ref: Any, piece: tuple[int, int, int]) -> tuple[Any, Array | None]:
-        start, width, valid = piece
-        column = jnp.arange(width, dtype=jnp.int32)
+    def _address(self, ref: Any, piece: Piece, offset: int = 0) -> tuple[Any, Array | None]:
+        start, width, _ = piece
+        shape = (self.plan.block, width)
+        masks = (
+            (_inside(piece), lambda m: m[None]),
+            (self.valid, lambda m: m[:, None]),
+        )
         mask = None
-        if valid != width:
-            mask = jnp.broadcast_to(column[None] < valid, (self.plan.block, width))
-        if self.valid is not None:
-            inside = jnp.broadcast_to(self.valid[:, None], (self.plan.block, width))
-            mask = inside if mask is None else mask & inside
-        return ref.at[self.rows[:, None], (start + column)[None]], mask
+        for part, expand in masks:
+            if part is not None:
+                part = jnp.broadcast_to(expand(part), shape)
+                mask = part if mask is None else mask & part
+        column = offset + start + jnp.arange(width, dtype=jnp.int32)
+        return ref.at[self.rows[:, None], column[None]], mask
 
-    def load(self, ref: Any, piece: tuple[int, int, int]) -> Array:
+    def load(self, ref: Any, piece: Piece) -> Array:
         address, mask = self._address(ref, piece)
         return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
-    def store(self, ref: Any, piece: tuple[int, int, int], value: Array) -> None:
-        address, mask = self._address(ref, piece)
+    def store(
+        self, ref: Any, piece: Piece, value: Array, when: Array | None = None, offset: int = 0
+    ) -> None:
+        address, mask = self._address(ref, piece, offset)
+        if when is not None:
+            when = jnp.broadcast_to(when, value.shape)
+            mask = when if mask is None else mask & when
         plgpu.store(address, value.astype(ref.dtype), mask=mask)
 
     def branch_scale(self, ref: Any) -> Float[Array, "block 1"]:
@@ -114,30 +134,30 @@ class _Tile:
             :, None
         ]
 
-    def store_sum(self, ref: Any, piece: tuple[int, int, int], value: Array) -> None:
+    def store_sum(self, ref: Any, piece: Piece, value: Array, offset: int) -> None:
         """Writes the sum over this program's rows."""
-        start, width, valid = piece
         if self.valid is not None:
             value = jnp.where(self.valid[:, None], value, 0)
-        column = jnp.arange(width, dtype=jnp.int32)
-        mask = None if valid == width else column < valid
-        plgpu.store(ref.at[pl.program_id(0), start + column], jnp.sum(value, axis=0), mask=mask)
+        column = offset + piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
+        plgpu.store(ref.at[self.index, column], jnp.sum(value, axis=0), mask=_inside(piece))
 
 
-def _vector(ref: Any, piece: tuple[int, int, int]) -> Float[Array, "1 width"]:
-    start, width, valid = piece
-    column = jnp.arange(width, dtype=jnp.int32)
-    mask = None if valid == width else column < valid
-    return plgpu.load(ref.at[start + column], mask=mask, other=None if mask is None else 0)[None]
+def _vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
+    mask = _inside(piece)
+    column = piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
+    return plgpu.load(ref.at[column], mask=mask, other=None if mask is None else 0)[None]
 
 
-def _matrix(ref: Any, row_piece: tuple[int, int, int], column_piece: tuple[int, int, int]) -> Array:
-    (r, height, r_valid), (c, width, c_valid) = row_piece, column_piece
-    row, column = jnp.arange(height, dtype=jnp.int32), jnp.arange(width, dtype=jnp.int32)
+def _matrix(ref: Any, row_piece: Piece, column_piece: Piece) -> Array:
+    row, column = (
+        start + jnp.arange(width, dtype=jnp.int32) for start, width, _ in (row_piece, column_piece)
+    )
     mask = None
-    if r_valid != height or c_valid != width:
-        mask = (row < r_valid)[:, None] & (column < c_valid)[None]
-    address = ref.at[(r + row)[:, None], (c + column)[None]]
+    for part, axis in ((_inside(row_piece), 1), (_inside(column_piece), 0)):
+        if part is not None:
+            part = jnp.broadcast_to(jnp.expand_dims(part, axis), (row_piece[1], column_piece[1]))
+            mask = part if mask is None else mask & part
+    address = ref.at[row[:, None], column[None]]
     return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
 
@@ -146,17 +166,23 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _normalise(
-    x: list[Array], pieces: list[tuple[int, int, int]], channels: int
-) -> tuple[list[Array], Array]:
-    """Normalised pieces (zero outside their valid part) and 1 / standard deviation."""
-    mean = sum(jnp.sum(p, axis=1, keepdims=True) for p in x) / channels
+    tile: _Tile, x_ref: Any, gamma: Any, beta: Any, channels: list
+) -> tuple[list[Array], list[Array]]:
+    """LayerNorm of a tile in pieces, in the compute dtype, and its input in float32."""
+    count = tile.plan.channels
+    x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
+    mean = sum(jnp.sum(p, axis=1, keepdims=True) for p in x) / count
     centred = []
-    for p, (_, width, valid) in zip(x, pieces, strict=True):
+    for p, (_, width, valid) in zip(x, channels, strict=True):
         inside = jnp.arange(width, dtype=jnp.int32)[None] < valid
         centred.append(p - mean if valid == width else jnp.where(inside, p - mean, 0))
-    variance = sum(jnp.sum(p * p, axis=1, keepdims=True) for p in centred) / channels
+    variance = sum(jnp.sum(p * p, axis=1, keepdims=True) for p in centred) / count
     inverse = lax.rsqrt(variance + EPSILON)
-    return [p * inverse for p in centred], inverse
+    normed = [
+        (p * inverse * _vector(gamma, piece) + _vector(beta, piece)).astype(x_ref.dtype)
+        for p, piece in zip(centred, channels, strict=True)
+    ]
+    return normed, x
 
 
 def _hidden(normed: list[Array], channels: list, chunk: tuple, w: Any, b: Any) -> Array:
@@ -167,87 +193,55 @@ def _hidden(normed: list[Array], channels: list, chunk: tuple, w: Any, b: Any) -
 
 def _forward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, scale_ref, gamma, beta, w11, b11, w12, b12, w2, b2, out_ref = refs
-    tile, channels = _Tile(plan), _pieces(plan.channels, 64)
-    x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
-    normed, _ = _normalise(x, channels, plan.channels)
-    normed = [
-        (n * _vector(gamma, p) + _vector(beta, p)).astype(x_ref.dtype)
-        for n, p in zip(normed, channels, strict=True)
-    ]
+    tile, channels = _Tile(plan, pl.program_id(0)), _pieces(plan.channels, 64)
+    normed, x = _normalise(tile, x_ref, gamma, beta, channels)
     out = [jnp.broadcast_to(_vector(b2, p), n.shape) for n, p in zip(normed, channels, strict=True)]
     for chunk in _pieces(plan.hidden, 64):
         a = _hidden(normed, channels, chunk, w11, b11)
         c = _hidden(normed, channels, chunk, w12, b12)
-        h = (a * _gaussian_cdf(a) * c).astype(x_ref.dtype)
+        h = (a * _gaussian(a)[0] * c).astype(x_ref.dtype)
         out = [o + _dot(h, _matrix(w2, chunk, p)) for o, p in zip(out, channels, strict=True)]
     branch = tile.branch_scale(scale_ref)
     for p, original, value in zip(channels, x, out, strict=True):
         tile.store(out_ref, p, original + branch * value)
 
 
-def _backward_kernel(*refs: Any, plan: Plan) -> None:
+def _hidden_kernel(*refs: Any, plan: Plan) -> None:
+    """Gradients of the hidden layer, for one tile of rows and one chunk of hidden channels."""
     x_ref, dy_ref, scale_ref, gamma, beta, w11, b11, w12, b12, w2 = refs[:10]
-    dx_ref, n_ref, da_ref, dc_ref, h_ref = refs[10:15]
-    dgamma, dbeta, db11, db12, db2 = refs[15:]
-    tile, channels = _Tile(plan), _pieces(plan.channels, 64)
+    n_ref, dhidden_ref, h_ref, sums_ref = refs[10:]
+    chunks = pl.cdiv(plan.hidden, plan.chunk)
+    index, number = lax.div(pl.program_id(0), chunks), lax.rem(pl.program_id(0), chunks)
+    tile, channels = _Tile(plan, index), _pieces(plan.channels, 64)
+    columns = (number * plan.chunk, plan.chunk, plan.hidden - number * plan.chunk)
+    if plan.hidden % plan.chunk == 0:
+        columns = (columns[0], plan.chunk, plan.chunk)
     dtype = x_ref.dtype
-    unit, inverse = _normalise(
-        [tile.load(x_ref, p).astype(jnp.float32) for p in channels], channels, plan.channels
-    )
-    normed = [
-        (n * _vector(gamma, p) + _vector(beta, p)).astype(dtype)
-        for n, p in zip(unit, channels, strict=True)
-    ]
+    normed, _ = _normalise(tile, x_ref, gamma, beta, channels)
     branch = tile.branch_scale(scale_ref)
-    dy = [tile.load(dy_ref, p).astype(jnp.float32) for p in channels]
-    dout = [(branch * d).astype(dtype) for d in dy]
-    for n, d, p in zip(normed, dout, channels, strict=True):
-        tile.store(n_ref, p, n)
-        tile.store_sum(db2, p, d.astype(jnp.float32))
-    dn = [jnp.zeros(d.shape, jnp.float32) for d in dy]
-    for chunk in _pieces(plan.hidden, 64):
-        a = _hidden(normed, channels, chunk, w11, b11)
-        c = _hidden(normed, channels, chunk, w12, b12)
-        cdf = _gaussian_cdf(a)
-        gate = a * cdf
-        dh = sum(_dot(d, _matrix(w2, chunk, p).T) for d, p in zip(dout, channels, strict=True))
-        da = dh * c * (cdf + a * jnp.exp(-0.5 * a * a) * (1 / math.sqrt(2 * math.pi)))
-        dc = dh * gate
-        tile.store(h_ref, chunk, branch * gate * c)
-        for ref, sums, d in ((da_ref, db11, da), (dc_ref, db12, dc)):
-            tile.store(ref, chunk, d)
-            tile.store_sum(sums, chunk, d)
-        da, dc = da.astype(dtype), dc.astype(dtype)
-        dn = [
-            d + _dot(da, _matrix(w11, p, chunk).T) + _dot(dc, _matrix(w12, p, chunk).T)
-            for d, p in zip(dn, channels, strict=True)
-        ]
-    for d, u, p in zip(dn, unit, channels, strict=True):
-        tile.store_sum(dgamma, p, d * u)
-        tile.store_sum(dbeta, p, d)
-    dn = [d * _vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
-    mean = sum(jnp.sum(d, axis=1, keepdims=True) for d in dn) / plan.channels
-    along = sum(jnp.sum(d * u, axis=1, keepdims=True) for d, u in zip(dn, unit, strict=True))
-    along /= plan.channels
-    for d, u, original, p in zip(dn, unit, dy, channels, strict=True):
-        tile.store(dx_ref, p, original + inverse * (d - mean - u * along))
+    dout = [(branch * tile.load(dy_ref, p).astype(jnp.float32)).astype(dtype) for p in channels]
+    for n, p in zip(normed, channels, strict=True):
+        tile.store(n_ref, p, n, number == 0)
+    a = _hidden(normed, channels, columns, w11, b11)
+    c = _hidden(normed, channels, columns, w12, b12)
+    dh = sum(_dot(d, _matrix(w2, columns, p).T) for d, p in zip(dout, channels, strict=True))
+    cdf, density = _gaussian(a)
+    gate = a * cdf
+    tile.store(h_ref, columns, branch * gate * c)
+    for offset, d in ((0, dh * c * (cdf + a * density)), (plan.hidden, dh * gate)):
+        tile.store(dhidden_ref, columns, d, offset=offset)
+        tile.store_sum(sums_ref, columns, d, offset=offset)
 
 
-def _call(kernel: Any, plan: Plan, outputs: Any, *inputs: Array) -> Any:
+def _call(kernel: Any, plan: Plan, grid: int, outputs: Any, *inputs: Array) -> Any:
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
         out_shape=outputs,
-        grid=(plan.programs,),
+        grid=(grid,),
         interpret=plan.interpret,
         compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
-        name=kernel.__name__.strip("_").replace("kernel", "gated_mlp"),
+        name="gated_mlp" + kernel.__name__,
     )(*inputs)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated_mlp(plan: Plan, x: Array, branch_scale: Array, *weights: Array) -> Array:
-    """The block over rows (M, C); see `vrtspike_jax.ops.gated_mlp` for the arguments."""
-    return _forward(plan, x, branch_scale, *weights)[0]
 
 
 def _cast(weights: tuple[Array, ...], dtype: jnp.dtype) -> list[Array]:
@@ -255,42 +249,53 @@ def _cast(weights: tuple[Array, ...], dtype: jnp.dtype) -> list[Array]:
     return [w.astype(dtype if w.ndim == 2 else jnp.float32) for w in weights]
 
 
-def _forward(plan: Plan, x: Array, branch_scale: Array, *weights: Array) -> tuple[Array, tuple]:
-    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    y = _call(_forward_kernel, plan, out, x, branch_scale, *_cast(weights, x.dtype))
-    return y, (x, branch_scale, weights)
+def forward(plan: Plan, x: Array, branch_scale: Array, *weights: Array) -> Array:
+    """The block; see `vrtspike_jax.ops.gated_mlp` for the arguments."""
+    rows = x.reshape(plan.rows, plan.channels)
+    out = jax.ShapeDtypeStruct(rows.shape, rows.dtype)
+    y = _call(_forward_kernel, plan, plan.tiles, out, rows, branch_scale, *_cast(weights, x.dtype))
+    return y.reshape(x.shape)
 
 
-def _backward(plan: Plan, saved: tuple, dy: Array) -> tuple:
-    x, branch_scale, weights = saved
-    rows, channels, hidden = plan.rows, plan.channels, plan.hidden
-    shape = jax.ShapeDtypeStruct
-    wide = shape((rows, hidden), x.dtype)
-    sums = [shape((plan.programs, n), jnp.float32) for n in (channels, channels, hidden, hidden)]
-    sums.append(sums[0])
-    outputs = [shape(x.shape, x.dtype), shape(x.shape, x.dtype), wide, wide, wide, *sums]
-    operands = _cast(weights[:-1], x.dtype)
-    dx, n, da, dc, h, *partial = _call(
-        _backward_kernel, plan, outputs, x, dy, branch_scale, *operands
+def backward(
+    plan: Plan, x: Array, branch_scale: Array, dy: Array, *weights: Array
+) -> tuple[Array, ...]:
+    """Gradients of `forward` with respect to `x` and the weights."""
+    rows, hidden = plan.rows, plan.hidden
+    shapes = [(rows, plan.channels), (rows, 2 * hidden), (rows, hidden)]
+    outputs = [jax.ShapeDtypeStruct(s, x.dtype) for s in shapes]
+    outputs.append(jax.ShapeDtypeStruct((plan.tiles, 2 * hidden), jnp.float32))
+    flat_x, flat_dy = (a.reshape(rows, plan.channels) for a in (x, dy))
+    n, dhidden, h, sums = _call(
+        _hidden_kernel,
+        plan,
+        plan.tiles * pl.cdiv(hidden, plan.chunk),
+        outputs,
+        flat_x,
+        flat_dy,
+        branch_scale,
+        *_cast(weights[:-1], x.dtype),
     )
-    dgamma, dbeta, db11, db12, db2 = (p.sum(axis=0) for p in partial)
-
-    def weight_gradient(a, b):
-        return jnp.einsum("mi,mj->ij", a, b, preferred_element_type=jnp.float32)
-
-    gradients = (
-        dgamma,
-        dbeta,
-        weight_gradient(n, da),
-        db11,
-        weight_gradient(n, dc),
-        db12,
-        weight_gradient(h, dy),
-        db2,
-    )
-    gradients = tuple(g.astype(w.dtype) for g, w in zip(gradients, weights, strict=True))
-    # Stochastic depth's scale is drawn, not learned.
-    return dx, jnp.zeros_like(branch_scale), *gradients
+    gamma, beta, w11, _, w12, _, _, _ = weights
+    dn = dhidden @ jnp.concatenate([w11, w12], axis=1).astype(x.dtype).T
+    _, pull = jax.vjp(layer_norm, flat_x, gamma, beta)
+    dx, dgamma, dbeta = pull(dn)
+    dw11, dw12 = jnp.split(_product(n, dhidden), 2, axis=1)
+    db11, db12 = jnp.split(jnp.sum(sums, axis=0), 2)
+    factor = jnp.repeat(branch_scale, plan.rows_per_sample)[:, None]
+    db2 = jnp.sum(flat_dy.astype(jnp.float32) * factor, axis=0)
+    gradients = (dgamma, dbeta, dw11, db11, dw12, db12, _product(h, flat_dy), db2)
+    gradients = (g.astype(w.dtype) for g, w in zip(gradients, weights, strict=True))
+    return dx.reshape(x.shape) + dy, *gradients
 
 
-gated_mlp.defvjp(_forward, _backward)
+def _product(a: Float[Array, "m i"], b: Float[Array, "m j"]) -> Float[Array, "i j"]:
+    return jnp.einsum("mi,mj->ij", a, b, preferred_element_type=jnp.float32)
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array) -> Array:
+    """LayerNorm over the last axis, computed in float32, in x's dtype."""
+    y = x.astype(jnp.float32)
+    y -= y.mean(axis=-1, keepdims=True)
+    y *= lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + EPSILON)
+    return (y * gamma + beta).astype(x.dtype)

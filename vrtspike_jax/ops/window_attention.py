@@ -17,6 +17,7 @@ from vrtspike_jax.ops.window_layout import (
     FrameWindows,
     PackedWindows,
     Size3,
+    axis_regions,
     merge,
     partition,
     shift_regions,
@@ -209,7 +210,8 @@ class _ShiftedReference:
         size, heads = qkv.shape[1:4], bias.shape[0]
         if any(self.shift):
             # Behind a barrier, or the compiler expands the mask to a (windows, N, N) constant.
-            regions = jax.lax.optimization_barrier(shift_regions(size, self.window, self.shift))
+            axes = jax.lax.optimization_barrier(axis_regions(size, self.window, self.shift))
+            regions = shift_regions(axes, self.window)
         attend = attention_reference
         if implementation == "cudnn":
             attend = functools.partial(window_attention, implementation=implementation)
@@ -251,27 +253,36 @@ def _run(plans: tuple, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
 def _fused_forward(
     plans: tuple, reference: Callable, arrays: tuple, bias: Array | None, regions: Array | None
 ) -> tuple[Array, tuple]:
-    def otherwise(arrays: tuple, bias: Array | None, regions: Array | None) -> tuple:
-        shapes = [(p.heads, p.layout.windows * p.layout.tokens) for p in plans]
-        return reference(*arrays, bias, regions), [jnp.zeros(s, jnp.float32) for s in shapes]
-
-    kernels = dispatch.kernels("pallas_attention")
-    run = functools.partial(kernels.run_forward, plans)
-    out, lse = _run(plans, run, otherwise, arrays, bias, regions)
+    out, lse = _run_forward(plans, reference, arrays, bias, regions)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return out, (arrays, bias, regions, out, lse)
 
 
 def _fused_backward(plans: tuple, reference: Callable, saved: tuple, dout: Array) -> tuple:
+    gradients, dbias = _run_backward(plans, reference, *saved, dout)
+    return gradients, dbias, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+# Jitted, so that blocks of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_forward(plans: tuple, reference: Callable, *args: Any) -> tuple[Array, list]:
+    def otherwise(arrays: tuple, bias: Array | None, regions: Array | None) -> tuple:
+        shapes = [(p.heads, p.layout.windows * p.layout.tokens) for p in plans]
+        return reference(*arrays, bias, regions), [jnp.zeros(s, jnp.float32) for s in shapes]
+
+    kernels = dispatch.kernels("pallas_attention")
+    return _run(plans, functools.partial(kernels.run_forward, plans), otherwise, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_backward(plans: tuple, reference: Callable, *args: Any) -> tuple[Any, Array | None]:
     def otherwise(arrays: tuple, bias: Array | None, regions: Array | None, *rest: Any) -> tuple:
         _, pull = jax.vjp(lambda a, b: reference(*a, b, regions), arrays, bias)
         return pull(rest[-1])
 
     kernels = dispatch.kernels("pallas_attention")
-    run = functools.partial(kernels.run_backward, plans)
-    gradients, dbias = _run(plans, run, otherwise, *saved, dout)
-    return gradients, dbias, None
-
-
-_fused.defvjp(_fused_forward, _fused_backward)
+    return _run(plans, functools.partial(kernels.run_backward, plans), otherwise, *args)

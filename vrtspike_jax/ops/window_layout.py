@@ -1,6 +1,7 @@
 """Cutting feature maps into attention windows: by moving data, and by address arithmetic."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,17 +29,28 @@ def merge(windows: Float[Array, "m n c"], window: Size3, size: Size3) -> Float[A
     return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, t, h, w, windows.shape[-1])
 
 
-def shift_regions(size: Size3, window: Size3, shift: Size3) -> Int[np.ndarray, "windows n"]:
+def axis_regions(size: Size3, window: Size3, shift: Size3) -> list[Int[np.ndarray, " length"]]:
+    """Numbers the parts that a cyclic shift brings together, along each axis."""
+    axes = []
+    for length, w, s in zip(size, window, shift, strict=True):
+        index = np.zeros(length, np.int32)
+        if s:
+            index[-w:-s], index[-s:] = 1, 2
+        axes.append(index)
+    return axes
+
+
+def shift_regions(axes: Sequence[Any], window: Size3) -> Int[Any, "windows n"]:
     """Numbers the parts that a cyclic shift brings together, token by token of every window.
 
     Tokens with different numbers were not neighbours before the shift (VRT's `compute_mask`).
+
+    Args:
+        axes: Arrays from `axis_regions`, of NumPy or JAX.
+        window: Window size.
     """
-    region = np.zeros(size, np.int32)
-    for axis, (w, s) in enumerate(zip(window, shift, strict=True)):
-        index = np.zeros(size[axis], np.int32)
-        if s:
-            index[-w:-s], index[-s:] = 1, 2
-        region = 3 * region + np.expand_dims(index, [i for i in range(3) if i != axis])
+    t, h, w = axes
+    region = 9 * t[:, None, None] + 3 * h[:, None] + w
     return partition(region[None, ..., None], window)[..., 0]
 
 

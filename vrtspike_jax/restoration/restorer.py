@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
+from vrtspike_jax import compiler
 from vrtspike_jax.restoration import planning
 from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
 from vrtspike_jax.restoration.inference import make_restore_step
@@ -90,7 +91,7 @@ class Restorer:
         mesh = Mesh(np.array(devices), ("tiles",))
         self._tiles = NamedSharding(mesh, PartitionSpec("tiles"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._step = jax.jit(step, out_shardings=self._tiles)
+        self._step = jax.jit(step, out_shardings=self._tiles, compiler_options=compiler.options())
         self._compiled: dict[Any, tuple[Callable, int]] = {}
         self.devices = devices
         self.voxels = voxels

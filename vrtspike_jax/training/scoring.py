@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from vrtspike_jax import compiler
 from vrtspike_jax.data.pipeline import eval_clips
 from vrtspike_jax.evaluation import Evaluation, Restore, evaluate
 from vrtspike_jax.restoration.inference import make_restore_step
@@ -43,7 +44,9 @@ class Scorer:
     ):
         voxel = config.data.voxel
         step = make_restore_step(model, voxel.log, voxel.mean, voxel.std)
-        self._step = jax.jit(step, out_shardings=replicated(mesh))
+        self._step = jax.jit(
+            step, out_shardings=replicated(mesh), compiler_options=compiler.options()
+        )
         self._config = config
         self._mesh = mesh
         # One clip, or tile, for each device that shares the batch.

@@ -19,6 +19,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from vrtspike_jax import compiler
 from vrtspike_jax.data.batch import model_inputs
 from vrtspike_jax.losses import charbonnier, perceptual_loss
 from vrtspike_jax.training import optimizer
@@ -307,4 +308,5 @@ def build_train_step(
         step,
         donate_argnums=0,
         out_shardings=(state_shardings(state, mesh), replicated(mesh)),
+        compiler_options=compiler.options(),
     )
