@@ -32,17 +32,19 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        work = pathlib.Path(folder)
+        work = pathlib.Path(folder).resolve()
         _write_video(work / "scene", 11 * 7)
         _run("simulate", "--video", work / "scene", "--out", work / "set", "--substeps", 3)
         sequence = work / "set" / "test" / "scene"
         spikes = sequence / "spike"
         first = spikes / "00000003.dat"
         _run("inspect", first, "--out", work / "look", "--window", 16)
-        # The page names the checkpoint's path, which shall not be one of this machine's.
         shutil.copytree(args.checkpoint, work / "runs" / args.checkpoint.name)
         checkpoint = ("--checkpoint", work / "runs" / args.checkpoint.name)
         _run("evaluate", "--data", work / "set", "--out", work / "scores", *checkpoint)
+        # The page names files by their full paths, which shall not be those of this machine.
+        metrics = work / "scores" / "metrics.json"
+        metrics.write_text(metrics.read_text().replace(f"{work}/", ""))
         page = work / "report.html"
         _run("report", work / "scores", "--out", page, "--title", "A moving scene, seven frames")
         _run("deblur", "--blur", sequence / "blur", "--spikes", spikes, "--out", work / "restored",
