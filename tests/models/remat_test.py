@@ -35,4 +35,5 @@ def without():
 
 @pytest.mark.parametrize("remat", [remat for remat in REMATS if remat != "none"])
 def test_gradients_are_the_same_whatever_is_recomputed(remat, without):
-    chex.assert_trees_all_close(value_and_gradients(remat), without, rtol=1e-5, atol=1e-5)
+    # Gradients are up to 35.
+    chex.assert_trees_all_close(value_and_gradients(remat), without, rtol=1e-5, atol=1e-4)
