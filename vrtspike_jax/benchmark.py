@@ -79,7 +79,8 @@ def infer_workload(config, batch: int, frames: int, height: int, width: int) -> 
     voxel = config.data.voxel
     restore = make_restore_step(model, voxel.log, voxel.mean, voxel.std)
 
-    @functools.partial(jax.jit, compiler_options=compiler.options())
+    # Donated, or what the step returns unchanged would be copied.
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler.options())
     def step(params, blur, spikes):
         return params, restore(params, blur, spikes)
 
