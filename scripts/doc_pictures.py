@@ -105,6 +105,7 @@ def _photograph(page: pathlib.Path, out: pathlib.Path) -> None:
         tempfile.TemporaryDirectory() as profile,
         browser.Browser(pathlib.Path(profile)) as window,
     ):
+        window.call("Emulation.setScrollbarsHidden", hidden=True)
         for name, width, height in (("report", 1000, 1180), ("report_phone", 390, 844)):
             window.open(page, width, height, mobile=width < 500)
             top = "document.querySelector('.clip h2').getBoundingClientRect().top"
