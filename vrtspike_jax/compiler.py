@@ -1,12 +1,30 @@
 """Options of the compiler that the model is compiled with."""
 
+import functools
+
 import jax
 
+_GPU = {
+    # cuBLAS adds the bias in its products' last step; products that the compiler writes itself as
+    # Triton kernels do not, are no faster at these shapes, and take minutes to tune.
+    "xla_gpu_enable_triton_gemm": False,
+    # Compiles each elementwise kernel several times over to see which is fastest: minutes too.
+    "xla_gpu_experimental_enable_fusion_autotuner": False,
+}
 
-def options() -> dict[str, bool | str] | None:
+
+@functools.cache
+def _knows(name: str, value: bool) -> bool:
+    """Whether this version of the compiler has an option."""
+    try:
+        jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def options() -> dict[str, bool] | None:
     """Compiler options for this machine's default backend, or None."""
     if jax.default_backend() != "gpu":
         return None
-    # cuBLAS adds the bias in its products' last step; products that the compiler writes itself as
-    # Triton kernels do not, are no faster at these shapes, and take minutes to tune.
-    return {"xla_gpu_enable_triton_gemm": False}
+    return {name: value for name, value in _GPU.items() if _knows(name, value)}
