@@ -102,7 +102,7 @@ def _photograph(page: pathlib.Path, out: pathlib.Path) -> None:
         print("no Chromium: the pictures of the report stay as they are")
         return
     with (
-        tempfile.TemporaryDirectory() as profile,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         browser.Browser(pathlib.Path(profile)) as window,
     ):
         window.call("Emulation.setScrollbarsHidden", hidden=True)

@@ -1,6 +1,7 @@
 """A real browser for tests: headless Chromium, spoken to over a pair of pipes."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -54,9 +55,17 @@ class Browser:
         return self
 
     def __exit__(self, *exception):
+        # Asked to go, it ends its children too, which else still write into the profile.
+        self._number, self._session = self._number + 1, None
+        message = {"id": self._number, "method": "Browser.close"}
+        with contextlib.suppress(OSError):
+            os.write(self._write, json.dumps(message).encode() + b"\0")
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         os.close(self._write)
-        self._process.kill()
-        self._process.wait()
         os.close(self._read)
 
     def call(self, method: str, **params):
