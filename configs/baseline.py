@@ -67,6 +67,8 @@ def model_config() -> ml_collections.ConfigDict:
     vrt.mlp_ratio = 2.0  # width of the feed-forward layers over the channels; > 0
     vrt.drop_path_rate = 0.2  # stochastic depth of the last block; 0 .. 1
     vrt.pa_frames = 2  # neighbours in parallel warping: 2, 4, 6
+    # "spynet", or "none": what moves is left to the offsets that the warping learns.
+    vrt.optical_flow = "spynet"
     vrt.deformable_groups = 16  # groups with offsets of their own; divide embed_dims
     model.spike_bins = 32  # K, time bins of an exposure; = data.voxel.bins
     model.channels_per_scale = (96,) * 4  # of the spike branch at scales 1, 1/2, 1/4, 1/8
@@ -76,6 +78,9 @@ def model_config() -> ml_collections.ConfigDict:
     model.fuse_heads = 4  # heads of the fusion's cross attention; divide the channels
     model.fuse_dropout = 0.0  # dropout of its weights; 0 .. 1
     model.fuse_mlp_ratio = 2.0  # width of its feed-forward layers; > 0
+    # Where the heads' learned slopes start, by which attention to spikes falls with the distance in
+    # frames; 0, as published, is without.
+    model.time_slope = 0.0
     # Pixels (times batch) in one chunk of temporal attention; bounds memory on large frames.
     model.max_batch_tokens = 49_152
     return model
@@ -88,7 +93,7 @@ def data_config() -> ml_collections.ConfigDict:
     data.train_split = "train"
     data.eval_split = "test"
     data.clip_length = 5  # T, frames
-    data.crop_size = 256  # pixels; a multiple of 8, at least 64
+    data.crop_size = 256  # pixels; 0 (whole frames), or a multiple of 8, at least 8 windows
     data.batch_size = 1  # clips of all devices together, in one forward pass
     data.voxel.bins = 32
     data.num_workers = 4

@@ -117,6 +117,7 @@ def _alignment_fields(shapes: Mapping[str, Shape], dims: Sequence[int]) -> dict[
         "deformable_groups": shapes["stage1.pa_deform.conv_offset.6.weight"][0] // 27,
         "in_chans": entering // 9,
         "nonblind_denoising": entering % 9 == 1,
+        "optical_flow": "spynet" if any(name[:7] == "spynet." for name in shapes) else "none",
     }
 
 
@@ -132,6 +133,8 @@ def _spike_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "channels_per_scale": tuple(channels),
         "tsa_mlp_ratio": _ratio(channels, tsa, "tsa_mlp_ratio"),
         "fuse_mlp_ratio": _ratio(channels, fuse, "fuse_mlp_ratio"),
+        # Any start does: what was learned comes with the state dict.
+        "time_slope": float(any(name.endswith(".time_slope") for name in shapes)),
     }
 
 

@@ -27,6 +27,7 @@ _RANGES = {
     "drop_path_rate": (0.0, 0.99),
     "tsa_dropout": (0.0, 0.99),
     "fuse_dropout": (0.0, 0.99),
+    "time_slope": (0.0, 64.0),
 }
 _LENGTHS = {"window_size": 3, "img_size": 3, "channels_per_scale": 4}
 

@@ -82,11 +82,15 @@ class TemporalAttention(nn.Module):
     Attributes:
         heads: Heads.
         dropout: Dropout rate of the attention weights.
+        time_slope: Where each head's learned slope starts, by which logits fall with the distance
+            in frames (ALiBi, Press et al., 2022, learned). 0, as published, is without: then
+            nothing tells a head which memory belongs to its own frame.
         dtype: Compute dtype; softmax is float32.
     """
 
     heads: int
     dropout: float = 0.0
+    time_slope: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -113,7 +117,13 @@ class TemporalAttention(nn.Module):
         drop = None
         if self.dropout and train:
             drop = nn.Dropout(self.dropout, deterministic=False)
-        out = temporal_attention(q, k, v, drop=drop)
+        bias = None
+        if self.time_slope:
+            start = nn.initializers.constant(self.time_slope)
+            slope = self.param("time_slope", start, (self.heads,))
+            times = jnp.arange(q.shape[1])[:, None], jnp.arange(k.shape[1])
+            bias = -slope[:, None, None] * jnp.abs(times[0] - times[1])
+        out = temporal_attention(q, k, v, bias, drop)
         out = rearrange(out, "b t p n d -> b t p (n d)")
         return Dense(c, dtype=self.dtype, name="out_proj")(out)
 
@@ -157,18 +167,23 @@ class SpikeTemporalSelfAttention(nn.Module):
         heads: Heads.
         dropout: Dropout rate of the attention weights.
         mlp_ratio: Width of the feed-forward layer over the channels.
+        time_slope: As in `TemporalAttention`.
         dtype: Compute dtype.
     """
 
     heads: int = 4
     dropout: float = 0.0
     mlp_ratio: float = 2.0
+    time_slope: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t p c"], train: bool = False) -> Array:
         y = LayerNorm(dtype=self.dtype, name="ln1")(x)
-        x = x + TemporalAttention(self.heads, self.dropout, self.dtype, name="attn")(y, y, train)
+        attention = TemporalAttention(
+            self.heads, self.dropout, self.time_slope, self.dtype, name="attn"
+        )
+        x = x + attention(y, y, train)
         y = LayerNorm(dtype=self.dtype, name="ln2")(x)
         y = Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp_0")(y)
         return x + Dense(x.shape[-1], dtype=self.dtype, name="mlp_2")(gelu(y))
@@ -185,6 +200,7 @@ class SpikeTemporalSA(nn.Module):
     heads: int = 4
     dropout: float = 0.0
     mlp_ratio: float = 2.0
+    time_slope: float = 0.0
     max_batch_tokens: int | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -192,7 +208,7 @@ class SpikeTemporalSA(nn.Module):
     def __call__(
         self, features: Sequence[Float[Array, "b t h w c"]], train: bool = False
     ) -> list[Float[Array, "b t h w c"]]:
-        fields = self.heads, self.dropout, self.mlp_ratio, self.dtype
+        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope, self.dtype
         blocks = [
             SpikeTemporalSelfAttention(*fields, name=f"blocks_{i}") for i in range(len(features))
         ]
@@ -212,6 +228,7 @@ class TemporalCrossAttnFuseBlock(nn.Module):
     heads: int = 4
     dropout: float = 0.0
     mlp_ratio: float = 2.0
+    time_slope: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -220,7 +237,9 @@ class TemporalCrossAttnFuseBlock(nn.Module):
     ) -> Float[Array, "b t p c"]:
         query = LayerNorm(dtype=self.dtype, name="ln_q")(frames)
         memory = LayerNorm(dtype=self.dtype, name="ln_kv")(spikes)
-        attention = TemporalAttention(self.heads, self.dropout, self.dtype, name="attn_attn")
+        attention = TemporalAttention(
+            self.heads, self.dropout, self.time_slope, self.dtype, name="attn_attn"
+        )
         x = frames + attention(query, memory, train)
         y = LayerNorm(dtype=self.dtype, name="ln_ffn")(x)
         y = Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="ffn_0")(y)
@@ -239,11 +258,12 @@ class TemporalCrossAttnFuse(nn.Module):
     heads: int = 4
     dropout: float = 0.0
     mlp_ratio: float = 2.0
+    time_slope: float = 0.0
     max_batch_tokens: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        fields = self.heads, self.dropout, self.mlp_ratio, self.dtype
+        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope, self.dtype
         self.fuse_blocks = [TemporalCrossAttnFuseBlock(*fields) for _ in range(self.scales)]
 
     def __call__(

@@ -19,6 +19,7 @@ from vrtspike_jax.ops.deform_conv import SAVED_NAME
 # Scale (as a power of two) and reshaping of stages 1 to 7: an hourglass.
 STAGES = ((0, "none"), (1, "down"), (2, "down"), (3, "down"), (2, "up"), (1, "up"), (0, "up"))
 UPSAMPLE_FEATURES = 64
+FLOWS = ("spynet", "none")
 
 
 class Reshape(nn.Module):
@@ -176,6 +177,8 @@ class VRT(nn.Module):
         pa_frames: Neighbours in parallel warping: 2, 4, 6, or 0 for frame interpolation.
         deformable_groups: Groups of channels with offsets of their own.
         nonblind_denoising: Whether a noise level map follows the frames' channels.
+        optical_flow: "spynet", as published, or "none": neighbours are taken as they lie, and
+            what moves is left to the offsets that the deformable convolutions learn.
         remat: What the backward pass recomputes: "none", "light", "attn", "ffn" or "block", as in
             `TMSA`.
         kernels: Implementation of the fused operations: "auto" (kernels on CUDA GPUs), "xla",
@@ -200,6 +203,7 @@ class VRT(nn.Module):
     pa_frames: int = 2
     deformable_groups: int = 16
     nonblind_denoising: bool = False
+    optical_flow: str = "spynet"
     remat: str = "none"
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
@@ -215,6 +219,10 @@ class VRT(nn.Module):
             raise ValueError(
                 f"VRT: pa_frames is {self.pa_frames}, remat {self.remat!r}; want 0, 2, 4 or 6 and "
                 f"one of {REMATS}"
+            )
+        if self.optical_flow not in FLOWS:
+            raise ValueError(
+                f"VRT: optical_flow is {self.optical_flow!r}; want one of {', '.join(FLOWS)}"
             )
         channels = self.in_chans + (self.nonblind_denoising and self.pa_frames > 0)
         if frames.ndim != 5 or frames.shape[-1] != channels:
@@ -264,14 +272,20 @@ class VRT(nn.Module):
 
     def _flows(self, frames: Float[Array, "b t h w c"]) -> tuple[list, list]:
         """Backward and forward flows, indexed [distance - 1][scale]."""
-        b = frames.shape[0]
+        b, t, h, w, _ = frames.shape
+        distance = self.pa_frames // 2
+        if self.optical_flow == "none":
+            still = [
+                [jnp.zeros((b, t - step, h >> scale, w >> scale, 2)) for scale in range(4)]
+                for step in range(1, distance + 1)
+            ]
+            return still, still
         first = rearrange(frames[:, :-1], "b t h w c -> (b t) h w c")
         second = rearrange(frames[:, 1:], "b t h w c -> (b t) h w c")
         flows = SpyNet(name="spynet")(
             jnp.concatenate([first, second]), jnp.concatenate([second, first])
         )
         flows = [rearrange(f, "(two b t) h w c -> two b t h w c", two=2, b=b) for f in flows]
-        distance = self.pa_frames // 2
         backward = compose_flows([[f[0] for f in flows]], distance, backward=True)
         forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
         return backward, forward

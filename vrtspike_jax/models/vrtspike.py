@@ -28,6 +28,8 @@ class VRTWithSpike(nn.Module):
         fuse_heads: Heads of the fusion.
         fuse_dropout: Dropout rate of its weights.
         fuse_mlp_ratio: Width of its feed-forward layers over the channels.
+        time_slope: Start of the learned slope by which attention over time, in the spike branch
+            and in the fusion, falls with distance; as in `TemporalAttention`. 0 as published.
         max_batch_tokens: Pixels (times batch) in one chunk of temporal attention; None for all.
     """
 
@@ -42,6 +44,7 @@ class VRTWithSpike(nn.Module):
     fuse_heads: int = 4
     fuse_dropout: float = 0.0
     fuse_mlp_ratio: float = 2.0
+    time_slope: float = 0.0
     max_batch_tokens: int | None = None
 
     def setup(self) -> None:
@@ -50,13 +53,19 @@ class VRTWithSpike(nn.Module):
             self.channels_per_scale, self.temporal_strides, self.spatial_strides, dtype
         )
         self.spike_temporal_sa = SpikeTemporalSA(
-            self.tsa_heads, self.tsa_dropout, self.tsa_mlp_ratio, self.max_batch_tokens, dtype
+            self.tsa_heads,
+            self.tsa_dropout,
+            self.tsa_mlp_ratio,
+            self.time_slope,
+            self.max_batch_tokens,
+            dtype,
         )
         self.cross_attn_fuse = TemporalCrossAttnFuse(
             len(self.channels_per_scale),
             self.fuse_heads,
             self.fuse_dropout,
             self.fuse_mlp_ratio,
+            self.time_slope,
             self.max_batch_tokens,
             dtype,
         )
