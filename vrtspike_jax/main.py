@@ -40,6 +40,33 @@ def main(argv: list[str]) -> int:
     return dispatch(FLAGS.config, workdir, FLAGS.mode)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; a mistake in it becomes one line and exit code 2.
+
+    Returns:
+        What is left of `argv` without the flags.
+    """
+    try:
+        left = FLAGS(argv)
+        if FLAGS.config is not None:
+            # Of a file that failed to load, the first access tells why.
+            getattr(FLAGS.config, "seed", None)
+        return left
+    except AttributeError as error:
+        print(f"error: --config: no field {_one_line(error)}", file=sys.stderr)
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    """The message, out of the errors it may be wrapped in."""
+    message: object = error
+    while isinstance(message, Exception) and len(message.args) == 1:
+        message = message.args[0]
+    return ". ".join(line.strip().rstrip(":") for line in str(message).splitlines())
+
+
 def dispatch(config: ml_collections.ConfigDict | None, workdir: str | None, mode: str) -> int:
     """Trains or scores; what a user can mend becomes one line instead of a traceback.
 
@@ -66,7 +93,7 @@ def run() -> None:
     """Entry point."""
     # Before any computation, and not at import: tests import this module.
     jax.config.config_with_absl()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":
