@@ -122,10 +122,13 @@ def test_destinations_that_cannot_be_are_refused(converted, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
 
 
-def test_missing_folders_are_made_and_others_may_read_what_is_written(converted, tmp_path):
+def test_missing_folders_are_made_and_others_may_read_what_is_written(state, converted, tmp_path):
     folder, _ = converted
     convert(folder / "model", tmp_path / "a" / "b" / "out.safetensors")
     convert(folder / "in.safetensors", tmp_path / "c" / "d" / "model", {"tsa_heads": 2})
+    # Buffers, which the way back writes, are no parameters.
+    done = convert(tmp_path / "a" / "b" / "out.safetensors", tmp_path / "e", {"tsa_heads": 2})
+    assert done.parameters == sum(array.size for array in state.values())
     model, _, _ = load_for_inference(tmp_path / "c" / "d" / "model")
     assert model.tsa_heads == 2
     # The same rights as any new file or folder has here.

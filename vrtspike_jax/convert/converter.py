@@ -109,7 +109,7 @@ def convert(
     if _is_file(destination):
         return _write_state(kind, destination, to_torch(params, model, buffers=True), settings)
     write_checkpoint(destination, params, config)
-    return Conversion(kind, destination, _size(state), settings)
+    return Conversion(kind, destination, _size(unwrap(state)), settings)
 
 
 def _is_file(destination: Path) -> bool:
