@@ -9,6 +9,6 @@ A batch, as training takes it, holds `blur`, `sharp` (B, T, H, W, 3), `spikes` a
 time bins (B, T, Hs, Ws, K), and `index` int64 (B,), which clip of the source each row is.
 `vrtspike_jax.data.batch.model_inputs` turns it into float32 network input on the device.
 
-Nothing in this folder but `batch` and `prefetch` imports JAX, so that worker processes stay small,
+Nothing in this folder but `batch` imports JAX, so that worker processes stay small,
 and nothing imports TensorFlow. `vrtspike_jax.data.config` documents every setting.
 """
