@@ -14,8 +14,8 @@ from vrtspike_jax.training.sharding import put_batch
 class Feed:
     """Batches for `train_step`: micro-batches stacked, on the devices.
 
-    The iterator reads ahead in its own workers. While `next` waits here, and while the batch travels,
-    the devices still compute the step before: only what takes longer than a step costs time.
+    The iterator reads ahead in its own workers. While `next` waits here, and while the batch
+    travels, the devices still compute the step before: only what takes longer costs time.
 
     Args:
         iterator: yields this host's part of a micro-batch; `get_state` and `set_state` with dicts
