@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import world
@@ -31,6 +33,17 @@ def test_a_set_is_prepared_and_can_be_scored_and_inspected(vrtspike, checkpoint,
     assert scores["files"] == scores["prepared"]
     again = vrtspike(*command)
     assert again.exit_code == 0, again.output
+
+
+def test_in_a_shell_nothing_but_the_report_is_said(tmp_path):
+    """A process of its own: there TFDS is first imported while the bar is shown."""
+    world.write_dataset(tmp_path / "set", "train", ("a",))
+    command = [sys.executable, "-m", "vrtspike_jax.cli.app", "prepare", "svrt", tmp_path / "set"]
+    done = subprocess.run(
+        [*command, "--data-dir", tmp_path / "data"], capture_output=True, text=True, check=True
+    )
+    assert "train: 1 sequence, 4 frames" in done.stderr
+    assert "Exception" not in done.stderr and "Error" not in done.stderr
 
 
 def test_gopro_is_found_in_the_folders_that_the_originals_readme_shows(vrtspike, tmp_path):

@@ -41,10 +41,14 @@ def say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+    label: str, unit: str = "frames", ticks: bool = True
+) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error; yields a function (finished, total).
 
-    If nothing gets finished, the bar vanishes, so that an error stays a line by itself.
+    If nothing gets finished, the bar vanishes, so that an error stays a line by itself. It draws
+    itself again in a thread, unless `ticks` is off: beside the import of TFDS, which replaces
+    Python's own `__import__` for a while, that thread fails.
     """
     from rich.console import Console
     from rich.progress import (
@@ -65,12 +69,14 @@ def progress_bar(label: str, unit: str = "frames") -> Iterator[Callable[[int, in
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True))
+    bar = Progress(*columns, console=Console(stderr=True), auto_refresh=ticks)
     task = bar.add_task(label, total=None)
 
     bar.start()
     try:
-        yield lambda finished, total: bar.update(task, completed=finished, total=total)
+        yield lambda finished, total: bar.update(
+            task, completed=finished, total=total, refresh=not ticks
+        )
     finally:
         if bar.tasks[0].completed:
             bar.stop()

@@ -81,7 +81,7 @@ def command(
     )
     if tile is not None:
         options = dataclasses.replace(options, tile=tile)
-    with console.progress_bar(kind.value) as progress:
+    with console.progress_bar(kind.value, ticks=False) as progress:
         report = prepare(
             kind.value, root, data_dir, options, lambda done, total, name: progress(done, total)
         )
