@@ -4,6 +4,7 @@ The same command again goes on where the workdir's checkpoint stands. Exit codes
 failed (diverged, full disk), 2 bad input, 130 Ctrl-C, 143 SIGTERM (both saved a checkpoint).
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def dispatch(config: ml_collections.ConfigDict | None, workdir: str | None, mode
     try:
         if workdir is None:
             raise ValueError("--workdir is missing, and there is no --config to name it after")
+        if FLAGS.verbosity <= 0:
+            # Finer log lines than ours would tear the progress bar.
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            logging.getLogger("jax").setLevel(logging.WARNING)
         join_hosts(FLAGS.coordinator, FLAGS.num_hosts, FLAGS.host_index)
         if mode == "eval":
             return score_workdir(config, workdir)

@@ -1,7 +1,6 @@
 """Sets a run up: everything is checked before anything in the workdir is touched."""
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +98,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, console: Console) 
         ValueError: something is wrong; nothing in the workdir was changed.
     """
     check_config(config)
-    # Finer log lines than ours would tear the progress bar.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     model = build_model(config.model)
     mesh = make_mesh(config.mesh, config.data.batch_size)
     directory = workdir.absolute() / "checkpoints"
