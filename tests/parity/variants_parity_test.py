@@ -2,8 +2,9 @@
 
 `variants.npz` holds what the published code gives in float64, on a grid of pixels: where a run in
 float32 differs, it is that run's noise alone (ours in float64 differs by less than 4e-13, once it
-has the published float32 table of sines). In float32 the published code's largest difference is 7e-6
-to 2e-4 in such models, ours 3e-5 to 2e-4; gradients are up to 3e-2 of their norm off in both.
+has the published float32 table of sines). In float32 the largest difference of the published code's
+outputs is 7e-6 to 2e-4 in such models, of ours 3e-5 to 2e-4; gradients are up to 3e-2 of their norm
+off in both.
 """
 
 import golden_runs
