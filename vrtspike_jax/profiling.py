@@ -18,14 +18,15 @@ import jax
 
 # Instructions that only contain others; their time is their bodies' time.
 _CONTAINERS = {"while", "conditional", "call", "async-start", "async-done"}
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:\([^=]*?\)|\S+) ([\w\-]+)\(")
+_TUPLE = r"\((?:/\*index=\d+\*/|[^=])*?\)"
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?([\w.\-]+) = (?:{_TUPLE}|\S+) ([\w\-]+)\(")
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
 _WRAPPER = re.compile(r"^(?:jvp|vmap|transpose|checkpoint|remat)\((.*)\)$")
 # Path parts that tracing adds and no module is called.
 _NOISE = re.compile(
-    r"^(jit\(.*\)|pjit|while|body|cond|branch_\d+_fun|closed_call|checkpoint|remat\d*|shard_map|"
-    r"rematted_computation|custom_vjp_call|custom_jvp_call|core_call|transpose|jvp|vmap|\w*scan\w*|"
-    r"\w+\.\w+)?$"  # Linen's scopes of methods other than __call__, `stage1.helper`
+    r"^(jit\(.*\)|pjit|eval_jaxpr|while|body|cond|branch_\d+_fun|closed_call|checkpoint|remat\d*|"
+    r"shard_map|rematted_computation|custom_vjp_call|custom_jvp_call|core_call|transpose|jvp|vmap|"
+    r"\w*scan\w*|\w+\.\w+)?$"  # Linen's scopes of methods other than __call__, `stage1.helper`
 )
 # Modules that hold everything else: not worth a level of a table.
 ROOTS = ("VRTWithSpike", "VRT", "vrt")
