@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from drawing import drawn
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -29,11 +30,6 @@ BACKBONE = VRT(
     mul_attn_ratio=0.5,
 )
 MODEL = VRTWithSpike(vrt=BACKBONE, spike_bins=3, channels_per_scale=(8,) * 4, tsa_heads=2)
-
-
-def drawn(shapes, seed=0):
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return {name: rng.standard_normal(s, dtype=np.float32) for name, s in shapes.items()}
 
 
 @pytest.fixture(scope="module")

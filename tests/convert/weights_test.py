@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from drawing import drawn
 
 from vrtspike_jax.convert import from_torch, to_torch
 from vrtspike_jax.convert.names import is_buffer
@@ -37,11 +38,6 @@ def published_keys():
     """Full-size state dicts' names and shapes, as the published code makes them."""
     packed = (Path(__file__).parent / "published_keys.json.gz").read_bytes()
     return json.loads(gzip.decompress(packed))
-
-
-def drawn(shapes, seed=0):
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return {name: rng.standard_normal(s, dtype=np.float32) for name, s in shapes.items()}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from vrtspike_jax.models.layers import (
     drop_path_scale,
 )
 from vrtspike_jax.ops import gated_mlp, shifted_window_attention
+from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
 from vrtspike_jax.ops.window_layout import Size3
 
@@ -176,7 +177,7 @@ class TMSA(nn.Module):
         hidden = int(self.dim * self.mlp_ratio)
         norm = LayerNormParameters(name="norm2")(self.dim)
         weights = GatedMlpParameters(hidden, name="mlp")(self.dim)
-        kernels = "auto" if self.kernels == "cudnn" else self.kernels
+        kernels = without_cudnn(self.kernels)
         return gated_mlp(x, *norm, *weights, scale, implementation=kernels)
 
     @nn.compact

@@ -15,6 +15,7 @@ from vrtspike_jax.ops import (
     quad_size,
     raw_channels,
 )
+from vrtspike_jax.ops.dispatch import without_cudnn
 
 # flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
 Flows = list[list[Float[Array, "b pairs h w 2"]]]
@@ -95,7 +96,7 @@ class FlowGuidedDeformConv(nn.Module):
         target: Float[Array, "n h w c"],
         flows: list[Float[Array, "n h w 2"]],
     ) -> Float[Array, "n h w c"]:
-        kernels = "auto" if self.kernels == "cudnn" else self.kernels
+        kernels = without_cudnn(self.kernels)
         warped = [
             flow_warp(x, flow, implementation=kernels)
             for x, flow in zip(sources, flows, strict=True)

@@ -5,7 +5,6 @@ product; the kernels for GPUs sample and multiply tile by tile.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -254,10 +253,6 @@ def _fused(plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array) -
     return _fused_forward(plan, x, raw, flow, weight)[0]
 
 
-def _run(plan: Any, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
-    return cuda(*args) if plan.interpret else dispatch.on_cuda(cuda, otherwise, *args)
-
-
 def _fused_forward(
     plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array
 ) -> tuple[Array, tuple]:
@@ -280,7 +275,12 @@ def _run_forward(plan: Any, *args: Any) -> Array:
     def cuda(x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
         return kernels.forward(plan, x, raw, flow, _dense(weight, x.shape[-1]))
 
-    return _run(plan, cuda, functools.partial(_reference, magnitude=plan.magnitude), *args)
+    return dispatch.on_cuda(
+        cuda,
+        functools.partial(_reference, magnitude=plan.magnitude),
+        *args,
+        interpret=plan.interpret,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -296,4 +296,4 @@ def _run_backward(plan: Any, *args: Any) -> tuple:
         reference = functools.partial(_reference, magnitude=plan.magnitude)
         return jax.vjp(reference, x, raw, flow, weight)[1](dout)
 
-    return _run(plan, cuda, otherwise, *args)
+    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)

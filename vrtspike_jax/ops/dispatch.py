@@ -47,10 +47,19 @@ def check(operation: str, implementation: str, allowed: tuple[str, ...] = IMPLEM
         warn_once(f"{operation}: {implementation!r} needs a CUDA GPU; others run 'xla'")
 
 
-def on_cuda(cuda: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
-    """Calls `cuda` where the computation is compiled for CUDA, else `otherwise`.
+def without_cudnn(implementation: str) -> str:
+    """What operations that cuDNN lacks take in a model that asks for it: "auto"."""
+    return "auto" if implementation == "cudnn" else implementation
+
+
+def on_cuda(
+    cuda: Callable[..., Any], otherwise: Callable[..., Any], *args: Any, interpret: bool = False
+) -> Any:
+    """Calls `cuda` where the computation is compiled for CUDA or interpreted, else `otherwise`.
 
     The choice falls when the computation is lowered, so that it holds for exports to another
     platform too.
     """
+    if interpret:
+        return cuda(*args)
     return jax.lax.platform_dependent(*args, cuda=cuda, default=otherwise)

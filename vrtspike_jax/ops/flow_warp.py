@@ -126,6 +126,4 @@ def _run_backward(plan: Any, x: Array, flow: Array, dout: Array) -> tuple[Array,
         return jax.vjp(lambda *args: _warp(*args, "bilinear", "zeros"), x, flow)[1](dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_warp").backward, plan)
-    if plan.interpret:
-        return cuda(x, flow, dout)
-    return dispatch.on_cuda(cuda, otherwise, x, flow, dout)
+    return dispatch.on_cuda(cuda, otherwise, x, flow, dout, interpret=plan.interpret)

@@ -1,7 +1,6 @@
 """Pre-norm gated feed-forward block: LayerNorm, GEGLU and the residual sum in one operation."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,10 +86,6 @@ def _fused(plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...])
     return _fused_forward(plan, x, branch_scale, weights)[0]
 
 
-def _run(plan: Any, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
-    return cuda(*args) if plan.interpret else dispatch.on_cuda(cuda, otherwise, *args)
-
-
 def _fused_forward(
     plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...]
 ) -> tuple[Array, tuple]:
@@ -110,7 +105,7 @@ _fused.defvjp(_fused_forward, _fused_backward)
 @functools.partial(jax.jit, static_argnums=0)
 def _run_forward(plan: Any, *args: Array) -> Array:
     cuda = functools.partial(dispatch.kernels("pallas_mlp").forward, plan)
-    return _run(plan, cuda, _reference, *args)
+    return dispatch.on_cuda(cuda, _reference, *args, interpret=plan.interpret)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,4 +115,4 @@ def _run_backward(plan: Any, *args: Array) -> tuple[Array, ...]:
         return pull(dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_mlp").backward, plan)
-    return _run(plan, cuda, otherwise, *args)
+    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)

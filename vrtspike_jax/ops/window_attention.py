@@ -244,12 +244,6 @@ def _fused(
     return _fused_forward(plans, reference, arrays, bias, regions)[0]
 
 
-def _run(plans: tuple, cuda: Callable, otherwise: Callable, *args: Any) -> Any:
-    if plans[0].interpret:
-        return cuda(*args)
-    return dispatch.on_cuda(cuda, otherwise, *args)
-
-
 def _fused_forward(
     plans: tuple, reference: Callable, arrays: tuple, bias: Array | None, regions: Array | None
 ) -> tuple[Array, tuple]:
@@ -275,7 +269,8 @@ def _run_forward(plans: tuple, reference: Callable, *args: Any) -> tuple[Array, 
         return reference(*arrays, bias, regions), [jnp.zeros(s, jnp.float32) for s in shapes]
 
     kernels = dispatch.kernels("pallas_attention")
-    return _run(plans, functools.partial(kernels.run_forward, plans), otherwise, *args)
+    cuda = functools.partial(kernels.run_forward, plans)
+    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plans[0].interpret)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -285,4 +280,5 @@ def _run_backward(plans: tuple, reference: Callable, *args: Any) -> tuple[Any, A
         return pull(rest[-1])
 
     kernels = dispatch.kernels("pallas_attention")
-    return _run(plans, functools.partial(kernels.run_backward, plans), otherwise, *args)
+    cuda = functools.partial(kernels.run_backward, plans)
+    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plans[0].interpret)
