@@ -15,12 +15,13 @@ class SceneClips:
         with those for training.
 
     Raises:
-      ValueError: an option of the renderer that does not exist or makes no sense.
+      ValueError: an option of the renderer that does not exist or makes no sense, or a photograph
+        or film that is not there.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, held_out: bool = False):
         # Not imported above: workers that read files need no renderer.
-        from vrtspike_jax.scenes import scene_options
+        from vrtspike_jax.scenes import check_media, scene_options
 
         scenes = config.scenes
         self._count = scenes.eval_clips if held_out else scenes.train_clips
@@ -35,6 +36,7 @@ class SceneClips:
             "split": self._split,
             "options": scene_options(**scenes.render.to_dict()),
         }
+        check_media(self._split, self._arguments["options"])
         if config.steps:
             self._arguments["steps"] = config.steps
 

@@ -32,17 +32,15 @@ class Layer:
     to_texture: Float64[np.ndarray, "N 3 3"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """A clip to be drawn.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shot:
+    """What the cameras are to record, and how; what there is to see, subclasses add.
 
     Attributes:
       height, width: of the frames, pixels.
       frames: exposures in the clip (T).
-      subframes: pictures drawn of each exposure (R, odd); sub-frame i of exposure k shows the time
+      subframes: pictures of each exposure (R, odd); sub-frame i of exposure k shows the time
         k + (i + 1/2) / R.
-      layers: the background, then objects from back to front.
-      light: brightness [T * R] of the scene at each sub-frame, 0..1.
       shutter: sub-frames of each exposure that the frame camera sees, odd; the middle ones.
       gain: of the frame camera.
       frame_noise, threshold, dark_current, spike_noise, threshold_spread: see `SceneOptions`.
@@ -53,8 +51,6 @@ class Scene:
     width: int
     frames: int
     subframes: int
-    layers: tuple[Layer, ...]
-    light: Float64[np.ndarray, "N"]
     shutter: int
     gain: float
     frame_noise: float
@@ -65,14 +61,38 @@ class Scene:
     noise_seed: int
 
 
-def sample_scene(
-    seed: int, num_frames: int, height: int, width: int, split: str, options: SceneOptions
-) -> Scene:
-    """Draws a scene; equal arguments give an equal scene.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene(Shot):
+    """A clip to be drawn.
 
-    Raises:
-      ValueError: sizes below 1 frame or 8 x 8 pixels, a negative seed, or an unknown split.
+    Attributes:
+      layers: the background, then objects from back to front.
+      light: brightness [T * R] of the scene at each sub-frame, 0..1.
+      (others): as in `Shot`.
     """
+
+    layers: tuple[Layer, ...]
+    light: Float64[np.ndarray, "N"]
+
+
+def sample_cameras(
+    rng: np.random.Generator, subframes: int, options: SceneOptions
+) -> dict[str, int | float]:
+    """Draws the fields of `Shot` that are the cameras'."""
+    return {
+        "shutter": odd(rng.uniform(*options.shutter) * subframes, subframes),
+        "gain": float(rng.uniform(*options.gain)),
+        "frame_noise": float(rng.uniform(*options.frame_noise)),
+        "threshold": float(rng.uniform(*options.threshold)),
+        "dark_current": float(rng.uniform(*options.dark_current)),
+        "spike_noise": float(rng.uniform(*options.spike_noise)),
+        "threshold_spread": float(rng.uniform(*options.threshold_spread)),
+        "noise_seed": int(rng.integers(2**62)),
+    }
+
+
+def check_shot(seed: int, num_frames: int, height: int, width: int, split: str) -> None:
+    """Raises ValueError for sizes below 1 frame or 8 x 8 pixels, a negative seed, or no split."""
     if num_frames < 1 or min(height, width) < 8:
         raise ValueError(
             f"found {num_frames} frames of {height} x {width}, wanted at least 1 of 8 x 8"
@@ -81,6 +101,17 @@ def sample_scene(
         raise ValueError(f"found split {split!r}, wanted one of {SPLITS}")
     if seed < 0:
         raise ValueError(f"found seed {seed}, wanted 0 or more")
+
+
+def sample_scene(
+    seed: int, num_frames: int, height: int, width: int, split: str, options: SceneOptions
+) -> Scene:
+    """Draws a scene; equal arguments give an equal scene.
+
+    Raises:
+      ValueError: sizes below 1 frame or 8 x 8 pixels, a negative seed, or an unknown split.
+    """
+    check_shot(seed, num_frames, height, width, split)
     rng = np.random.default_rng([SPLITS.index(split), seed])
     speeds = np.exp(rng.uniform(*np.log(np.maximum(options.blur, 1e-3)), options.objects[1] + 1))
     count = int(rng.integers(options.objects[0], options.objects[1] + 1))
@@ -108,14 +139,7 @@ def sample_scene(
         subframes=subframes,
         layers=tuple(layers),
         light=_light(rng, times, options.light_change, num_frames),
-        shutter=_odd(rng.uniform(*options.shutter) * subframes, subframes),
-        gain=float(rng.uniform(*options.gain)),
-        frame_noise=float(rng.uniform(*options.frame_noise)),
-        threshold=float(rng.uniform(*options.threshold)),
-        dark_current=float(rng.uniform(*options.dark_current)),
-        spike_noise=float(rng.uniform(*options.spike_noise)),
-        threshold_spread=float(rng.uniform(*options.threshold_spread)),
-        noise_seed=int(rng.integers(2**62)),
+        **sample_cameras(rng, subframes, options),
     )
 
 
@@ -220,10 +244,10 @@ def _subframes(
         inside = (np.abs(places - [width / 2, height / 2]) < [width, height]).all(-1)
         moved = np.linalg.norm(np.diff(places, axis=0), axis=-1) * inside[1:]
         fastest = max(fastest, 8 * float(moved.max()))
-    return _odd(fastest / options.max_step, options.max_subframes, least=5)
+    return odd(fastest / options.max_step, options.max_subframes, least=5)
 
 
-def _odd(value: float, most: int, least: int = 1) -> int:
+def odd(value: float, most: int, least: int = 1) -> int:
     """The least odd number of at least `value`, within the odd limits."""
     return int(np.clip(2 * np.ceil((value - 1) / 2) + 1, least, max(least, most)))
 

@@ -6,6 +6,7 @@ import os
 from vrtspike_jax.names import suggestion
 
 Range = tuple[float, float]
+_PATHS = ("photographs", "eval_photographs", "films", "eval_films")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,23 @@ class SceneOptions:
     generated: float = 0.4
     # How strongly textures' contrast, brightness and colours are changed, 0..1.
     recolor: float = 0.5
-    # Paths of further photographs to draw textures from, used beside those that ship with
-    # scikit-image. Keep the lists for training and for scoring apart.
+    # Further photographs to draw textures from, used beside those that ship with scikit-image:
+    # files, or folders of them; to train on, and to score.
     photographs: tuple[str, ...] = ()
+    eval_photographs: tuple[str, ...] = ()
     # Share of photograph textures that are drawn from `photographs`, if there are any, 0..1.
     own_photographs: float = 0.8
+
+    # Films whose neighbouring frames differ little (see `vrtspike_jax.scenes.films`), from which
+    # clips are cut instead of rendered: .npy files, or folders of them; to train on, and to score.
+    films: tuple[str, ...] = ()
+    eval_films: tuple[str, ...] = ()
+    # Share of clips that are cut from films, if there are any, 0..1.
+    film_share: float = 0.5
+    # Film frames in one exposure; an odd number is drawn.
+    film_exposure: tuple[int, int] = (5, 21)
+    # By how much a film is shrunk further.
+    film_shrink: Range = (1.0, 2.0)
 
     # The frame camera. Its gain relative to the spike camera; what exceeds white is cut.
     gain: Range = (1.0, 1.0)
@@ -77,9 +90,9 @@ class SceneOptions:
             if isinstance(value, list):  # configs hold lists where we want hashable tuples
                 value = tuple(value)
                 object.__setattr__(self, field.name, value)
-            if field.name == "photographs":
+            if field.name in _PATHS:
                 paths = (value,) if isinstance(value, str) else value
-                object.__setattr__(self, "photographs", tuple(os.fspath(p) for p in paths))
+                object.__setattr__(self, field.name, tuple(os.fspath(p) for p in paths))
                 continue
             _check(field.name, value, isinstance(field.default, tuple))
 
@@ -99,6 +112,9 @@ _LIMITS = {
     "generated": (0.0, 1.0),
     "recolor": (0.0, 1.0),
     "own_photographs": (0.0, 1.0),
+    "film_share": (0.0, 1.0),
+    "film_exposure": (3, 255),
+    "film_shrink": (1.0, 16.0),
     "gain": (0.05, 20.0),
     "shutter": (0.01, 1.0),
     "light_change": (0.0, 1.0),
@@ -123,7 +139,7 @@ def _check(name: str, value: object, is_range: bool) -> None:
         raise ValueError(f"scene option {name}: found {value!r}, wanted {wanted}")
     if is_range and values[0] > values[1]:
         raise ValueError(f"scene option {name}: found {value!r}, wanted (least, most)")
-    whole = name in ("objects", "max_subframes")
+    whole = name in ("objects", "max_subframes", "film_exposure")
     if whole and any(v != int(v) for v in values):
         raise ValueError(f"scene option {name}: found {value!r}, wanted whole numbers")
     if name == "max_subframes" and values[0] % 2 == 0:

@@ -33,12 +33,32 @@ SHIPPED = {
     ),
     "eval": ("chelsea.png", "coffee.png", "grass.png", "text.png"),
 }
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _LARGEST_SIDE = 1024
 _PYRAMID = (1.0, 0.7, 0.5, 0.35)
 
 
 class PhotographError(ValueError):
-    """A photograph is missing or cannot be read as a picture."""
+    """A photograph or film is missing or cannot be read as one."""
+
+
+@functools.cache
+def listed(paths: tuple[str, ...], suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The files among `paths`, with those of a suffix in place of each folder, in order of name.
+
+    Raises:
+      PhotographError: a folder holds no such file.
+    """
+    files = []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            if not inside:
+                raise PhotographError(f"{path}: found no file that ends in {', '.join(suffixes)}")
+            files += inside
+        else:
+            files.append(path)
+    return tuple(map(str, files))
 
 
 @functools.lru_cache(maxsize=256)

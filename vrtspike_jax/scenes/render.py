@@ -1,10 +1,11 @@
-"""From a scene to what the cameras deliver: blurred and sharp frames, and spikes."""
+"""From a scene or a film to what the cameras deliver: blurred and sharp frames, and spikes."""
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vrtspike_jax.scenes.description import Scene, sample_scene
+from vrtspike_jax.scenes.description import Shot, sample_scene
+from vrtspike_jax.scenes.films import Film, is_film, play_exposures, sample_film
 from vrtspike_jax.scenes.options import SceneOptions, scene_options
 from vrtspike_jax.scenes.raster import draw_exposures
 from vrtspike_jax.spikes.simulate import simulate
@@ -53,8 +54,8 @@ def render_clip(
     if steps < 1:
         raise ValueError(f"found {steps} steps, wanted at least 1")
     spike_size = spike_shape(height, width, spike_scale)
-    scene = sample_scene(seed, num_frames, height, width, split, options)
-    return expose(scene, spike_size, steps)
+    sample = sample_film if is_film(seed, split, options) else sample_scene
+    return expose(sample(seed, num_frames, height, width, split, options), spike_size, steps)
 
 
 def spike_shape(
@@ -67,30 +68,31 @@ def spike_shape(
     return max(1, round(height * pair[0])), max(1, round(width * pair[1]))
 
 
-def expose(scene: Scene, spike_size: tuple[int, int], steps: int) -> dict[str, np.ndarray]:
-    """Draws a scene and records it with both cameras; see `render_clip` for what comes back."""
-    blur = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
+def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.ndarray]:
+    """Shows a scene or a film to both cameras; see `render_clip` for what comes back."""
+    pictures_of = play_exposures if isinstance(shot, Film) else draw_exposures
+    blur = np.empty((shot.frames, shot.height, shot.width, 3), np.uint8)
     sharp = np.empty_like(blur)
-    gray = np.empty((scene.frames * scene.subframes, *spike_size), np.float32)
-    rng = np.random.default_rng([scene.noise_seed, 1])
-    for k, pictures in enumerate(draw_exposures(scene)):
-        first = (scene.subframes - scene.shutter) // 2
-        blur[k] = _develop(pictures[first : first + scene.shutter], scene, rng)
-        sharp[k] = _developed(pictures[scene.subframes // 2], scene.gain)
+    gray = np.empty((shot.frames * shot.subframes, *spike_size), np.float32)
+    rng = np.random.default_rng([shot.noise_seed, 1])
+    for k, pictures in enumerate(pictures_of(shot)):
+        first = (shot.subframes - shot.shutter) // 2
+        blur[k] = _develop(pictures[first : first + shot.shutter], shot, rng)
+        sharp[k] = _developed(pictures[shot.subframes // 2], shot.gain)
         for i, picture in enumerate(pictures):
-            _gray(picture, gray[k * scene.subframes + i])
+            _gray(picture, gray[k * shot.subframes + i])
     spikes = simulate(
-        at_steps(gray, scene.frames, steps),
-        scene.threshold,
-        scene.noise_seed,
-        dark_current=scene.dark_current,
-        noise_std=scene.spike_noise,
-        threshold_std=scene.threshold_spread,
+        at_steps(gray, shot.frames, steps),
+        shot.threshold,
+        shot.noise_seed,
+        dark_current=shot.dark_current,
+        noise_std=shot.spike_noise,
+        threshold_std=shot.threshold_spread,
     )
     return {
         "blur": blur,
         "sharp": sharp,
-        "spikes": spikes.reshape(scene.frames, steps, *spike_size),
+        "spikes": spikes.reshape(shot.frames, steps, *spike_size),
     }
 
 
@@ -131,20 +133,20 @@ def _gray(picture: UInt8[np.ndarray, "H W 3"], out: Float32[np.ndarray, "Hs Ws"]
 
 
 def _develop(
-    pictures: UInt8[np.ndarray, "R H W 3"], scene: Scene, rng: np.random.Generator
+    pictures: UInt8[np.ndarray, "R H W 3"], shot: Shot, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The blurred frame: the mean of what the shutter let in, times gain, with noise."""
     total = cv2.reduce(
         pictures.reshape(len(pictures), -1), 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S
     ).reshape(pictures.shape[1:])
-    if scene.gain == 1 and not scene.frame_noise:
+    if shot.gain == 1 and not shot.frame_noise:
         # Rounded mean in whole numbers.
         return ((total + len(pictures) // 2) // len(pictures)).astype(np.uint8)
-    mean = total * np.float32(scene.gain / len(pictures))
-    if scene.frame_noise:
+    mean = total * np.float32(shot.gain / len(pictures))
+    if shot.frame_noise:
         noise = rng.standard_normal(mean.shape, np.float32)
         # A camera cuts off at white before it reads out, so noise comes last.
-        mean = np.minimum(mean, 255) + noise * np.float32(255 * scene.frame_noise)
+        mean = np.minimum(mean, 255) + noise * np.float32(255 * shot.frame_noise)
     return np.clip(np.round(mean), 0, 255).astype(np.uint8)
 
 

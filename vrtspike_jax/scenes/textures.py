@@ -5,10 +5,10 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from vrtspike_jax.scenes.options import SceneOptions
-from vrtspike_jax.scenes.photographs import load_photograph, shipped_photographs
+from vrtspike_jax.scenes.photographs import SUFFIXES, listed, load_photograph, shipped_photographs
 
 SPLITS = ("train", "eval")
 # Generated textures of a split; each process makes one when it first needs it.
@@ -24,13 +24,18 @@ def random_texture(
     if rng.uniform() < options.generated:
         texture = generated_texture(split, int(rng.integers(POOL)))
     else:
-        own = options.photographs
+        own = own_photographs(split, options)
         paths = own if own and rng.uniform() < options.own_photographs else None
         paths = paths or shipped_photographs(split)
         sizes = load_photograph(paths[int(rng.integers(len(paths)))])
         enough = [size for size in sizes if min(size.shape[:2]) >= least_side] or sizes[:1]
         texture = enough[int(rng.integers(len(enough)))]
     return texture
+
+
+def own_photographs(split: str, options: SceneOptions) -> tuple[str, ...]:
+    """Paths of the photographs that the options name for a split."""
+    return listed(options.eval_photographs if split == "eval" else options.photographs, SUFFIXES)
 
 
 def cut(
@@ -59,6 +64,18 @@ def recolored(
     """Changes contrast, brightness and colours; strength 0 changes nothing."""
     if strength == 0:
         return texture
+    mean = float(texture[::8, ::8].mean())
+    return cv2.transform(texture, colour_change(rng, mean, strength))
+
+
+def colour_change(
+    rng: np.random.Generator, mean: float, strength: float
+) -> Float64[np.ndarray, "3 4"]:
+    """Draws a change of contrast, brightness and colours of pictures whose mean is `mean`.
+
+    Returns:
+      A matrix for (r, g, b, 1), in units of 0..255.
+    """
     mix = np.eye(3) + strength * rng.normal(0, 0.25, (3, 3))
     if rng.uniform() < 0.3 * strength:
         mix = mix[rng.permutation(3)]
@@ -67,8 +84,8 @@ def recolored(
     mix *= contrast * np.exp(strength * rng.normal(0, 0.1, (3, 1))) / np.abs(mix.sum(1))[:, None]
     middle = 128 + strength * rng.normal(0, 60)
     # The mean moves part of the way to `middle`.
-    bias = strength * (middle - mix @ np.full(3, float(texture[::8, ::8].mean())))
-    return cv2.transform(texture, np.concatenate([mix, bias[:, None]], axis=1))
+    bias = strength * (middle - mix @ np.full(3, mean))
+    return np.concatenate([mix, bias[:, None]], axis=1)
 
 
 @functools.lru_cache(maxsize=2 * POOL)
