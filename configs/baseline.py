@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def model_config() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
-    model.name = "vrt_spike"  # "vrt_spike", or "vrt" (then without the spike fields)
+    model.name = "vrt_spike"  # or "vrt", without the spike fields; "unet_spike": models/unet.py
     model.dtype = "bfloat16"  # compute dtype: float32, bfloat16, float16; parameters are float32
     # What the backward pass computes again instead of keeping: "none", "light" (whole blocks, save
     # for the attention kernels), "attn", "ffn", "block".
@@ -72,6 +72,10 @@ def model_config() -> ml_collections.ConfigDict:
     vrt.deformable_groups = 16  # groups with offsets of their own; divide embed_dims
     model.spike_bins = 32  # K, time bins of an exposure; = data.voxel.bins
     model.channels_per_scale = (96,) * 4  # of the spike branch at scales 1, 1/2, 1/4, 1/8
+    model.spike_attention = True  # spikes attend over time before the fusion
+    model.spike_input = False  # voxels also enter the backbone's first convolution
+    # "cross_attention", or "concat": a linear map of both features at each pixel and frame.
+    model.fusion = "cross_attention"
     model.tsa_heads = 4  # heads of the spikes' temporal self attention; divide the channels
     model.tsa_dropout = 0.0  # dropout of its weights; 0 .. 1
     model.tsa_mlp_ratio = 2.0  # width of its feed-forward layers; > 0

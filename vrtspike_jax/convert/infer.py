@@ -126,16 +126,23 @@ def _spike_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     first = shapes["spike_encoder.in_proj.weight"]
     downs = _count(shapes, r"spike_encoder\.downs\.(\d+)\.weight")
     channels = [first[0], *(shapes[f"spike_encoder.downs.{i}.weight"][0] for i in range(downs))]
-    tsa = [shapes[f"spike_temporal_sa.blocks.{i}.mlp.0.weight"][0] for i in range(downs + 1)]
-    fuse = [shapes[f"cross_attn_fuse.fuse_blocks.{i}.ffn.0.weight"][0] for i in range(downs + 1)]
+    scales = range(downs + 1)
+    concat = any(name.startswith("concat_fuse.") for name in shapes)
+    fuse = f"{'concat' if concat else 'cross_attn'}_fuse.fuse_blocks"
+    widths = {"fuse_mlp_ratio": [shapes[f"{fuse}.{i}.ffn.0.weight"][0] for i in scales]}
+    attends = any(name.startswith("spike_temporal_sa.") for name in shapes)
+    if attends:
+        tsa = "spike_temporal_sa.blocks"
+        widths["tsa_mlp_ratio"] = [shapes[f"{tsa}.{i}.mlp.0.weight"][0] for i in scales]
     return {
         "spike_bins": first[1],
         "channels_per_scale": tuple(channels),
-        "tsa_mlp_ratio": _ratio(channels, tsa, "tsa_mlp_ratio"),
-        "fuse_mlp_ratio": _ratio(channels, fuse, "fuse_mlp_ratio"),
+        "spike_attention": attends,
+        "spike_input": "spike_first.weight" in shapes,
+        "fusion": "concat" if concat else "cross_attention",
         # Any start does: what was learned comes with the state dict.
         "time_slope": float(any(name.endswith(".time_slope") for name in shapes)),
-    }
+    } | {name: _ratio(channels, hidden, name) for name, hidden in widths.items()}
 
 
 def _count(shapes: Mapping[str, Shape], pattern: str) -> int:

@@ -37,7 +37,10 @@ def smallest_input(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
     if isinstance(model, SpyNet):
         return (jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),) * 2
     if not isinstance(model, VRT | VRTWithSpike):
-        raise ValueError(f"model is a {type(model).__name__}, want VRT, VRTWithSpike or SpyNet")
+        raise ValueError(
+            f"model is a {type(model).__name__}, which has no published counterpart; want VRT, "
+            "VRTWithSpike or SpyNet"
+        )
     vrt = model if isinstance(model, VRT) else model.vrt
     frames = max(2, vrt.pa_frames // 2 + 1) if vrt.pa_frames else vrt.img_size[0]
     size = (1, frames, 8 * vrt.window_size[1], 8 * vrt.window_size[2])

@@ -10,6 +10,7 @@ import ml_collections
 
 from vrtspike_jax.models import VRT, VRTWithSpike
 from vrtspike_jax.models.fields import check_divides, check_fields
+from vrtspike_jax.models.unet import UNetSpike
 from vrtspike_jax.names import suggestion
 
 # Fields that stand beside `vrt` and are its own.
@@ -81,6 +82,10 @@ def _vrt_spike(fields: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _unet_spike(fields: dict[str, Any]) -> nn.Module:
+    return construct(UNetSpike, fields, "config.model")
+
+
 def _backbone(fields: dict[str, Any]) -> dict[str, Any]:
     backbone = fields.pop("vrt", {})
     if not isinstance(backbone, dict):
@@ -113,4 +118,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"vrt_spike": _vrt_spike, "vrt": _vrt}
+MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "vrt_spike": _vrt_spike,
+    "vrt": _vrt,
+    "unet_spike": _unet_spike,
+}

@@ -7,6 +7,8 @@ from typing import Any
 
 from flax import linen as nn
 
+from vrtspike_jax.models.vrtspike import FUSIONS
+
 MAX_NUMBER = 2**20
 MAX_ENTRIES = 256
 # Least values of whole numbers, and of each in a sequence, where it is not 0.
@@ -15,6 +17,7 @@ _LEAST = dict.fromkeys(
         *("upscale", "in_chans", "out_chans", "img_size", "window_size", "depths", "embed_dims"),
         *("num_heads", "deformable_groups", "spike_bins", "channels_per_scale", "tsa_heads"),
         *("fuse_heads", "temporal_strides", "spatial_strides", "max_batch_tokens"),
+        *("channels", "blocks"),
     ),
     1,
 )
@@ -29,7 +32,9 @@ _RANGES = {
     "fuse_dropout": (0.0, 0.99),
     "time_slope": (0.0, 64.0),
 }
-_LENGTHS = {"window_size": 3, "img_size": 3, "channels_per_scale": 4}
+_LENGTHS = {"window_size": 3, "img_size": 3, "channels_per_scale": 4, "channels": 4}
+# What a string may be.
+_CHOICES = {"fusion": FUSIONS}
 
 
 def check_fields(cls: type[nn.Module], fields: Mapping[str, Any], where: str) -> None:
@@ -75,6 +80,9 @@ def _wanted(name: str, value: Any, hint: Any) -> str:
         if value is None:
             return ""
         hint = next(option for option in options if option is not type(None))
+    if name in _CHOICES:
+        choices = _CHOICES[name]
+        return "" if value in choices else f"one of {', '.join(map(repr, choices))}"
     if hint in (bool, str):
         return "" if isinstance(value, hint) else {bool: "True or False", str: "a string"}[hint]
     if hint is int:

@@ -246,6 +246,33 @@ class TemporalCrossAttnFuseBlock(nn.Module):
         return x + Dense(x.shape[-1], dtype=self.dtype, name="ffn_2")(gelu(y))
 
 
+class ConcatFuseBlock(nn.Module):
+    """Fusion at each pixel and frame alone: a linear map of both, joined along the channels.
+
+    Attributes:
+        mlp_ratio: Width of the feed-forward layer over the channels.
+        dtype: Compute dtype.
+    """
+
+    mlp_ratio: float = 2.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, frames: Float[Array, "b t p c"], spikes: Float[Array, "b t p c"], train: bool = False
+    ) -> Float[Array, "b t p c"]:
+        del train  # There is no dropout.
+        both = [
+            LayerNorm(dtype=self.dtype, name="ln_q")(frames),
+            LayerNorm(dtype=self.dtype, name="ln_kv")(spikes),
+        ]
+        merge = Dense(frames.shape[-1], dtype=self.dtype, name="merge")
+        x = frames + merge(jnp.concatenate(both, axis=-1))
+        y = LayerNorm(dtype=self.dtype, name="ln_ffn")(x)
+        y = Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="ffn_0")(y)
+        return x + Dense(x.shape[-1], dtype=self.dtype, name="ffn_2")(gelu(y))
+
+
 class TemporalCrossAttnFuse(nn.Module):
     """`TemporalCrossAttnFuseBlock` after each of the encoder's stages.
 
@@ -263,8 +290,12 @@ class TemporalCrossAttnFuse(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        self.fuse_blocks = [self._block() for _ in range(self.scales)]
+
+    def _block(self) -> nn.Module:
+        """The block of one scale, without parameters yet."""
         fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope, self.dtype
-        self.fuse_blocks = [TemporalCrossAttnFuseBlock(*fields) for _ in range(self.scales)]
+        return TemporalCrossAttnFuseBlock(*fields)
 
     def __call__(
         self,
@@ -278,3 +309,15 @@ class TemporalCrossAttnFuse(nn.Module):
         spikes = resize_bilinear(rearrange(spikes, "b t h w c -> (b t) h w c"), h, w)
         spikes = rearrange(spikes, "(b t) h w c -> b t h w c", b=b)
         return over_pixels(self.fuse_blocks[scale], self.max_batch_tokens, train, frames, spikes)
+
+
+class ConcatFuse(TemporalCrossAttnFuse):
+    """`ConcatFuseBlock` after each of the encoder's stages; not in the published model.
+
+    Attributes:
+        heads, dropout, time_slope: Without effect, as nothing attends.
+        (others): as in `TemporalCrossAttnFuse`.
+    """
+
+    def _block(self) -> nn.Module:
+        return ConcatFuseBlock(self.mlp_ratio, self.dtype)

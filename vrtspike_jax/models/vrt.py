@@ -373,6 +373,7 @@ class VRT(nn.Module):
         train: bool = False,
         return_intermediates: bool = False,
         fuse: Callable[[int, Array], Array] | None = None,
+        guide: Float[Array, "b t h w d"] | None = None,
     ) -> Array | tuple[Array, dict[str, Array]]:
         """Restores a clip.
 
@@ -384,6 +385,7 @@ class VRT(nn.Module):
             return_intermediates: Also returns the values below.
             fuse: Called as `fuse(i, features)` after encoder stage i + 1; what it returns takes
                 the place of the features, in the next stage and in the skip.
+            guide: Added to the first features, of embed_dims[0] channels.
 
         Returns:
             Restored frames in float32, (B, T, upscale * H, upscale * W, out_chans); without
@@ -406,6 +408,7 @@ class VRT(nn.Module):
             mean = frames.mean(axis=(1, 2, 3), keepdims=True)
             x = x - mean
         x = FrameConv(self.embed_dims[0], self.dtype, name="conv_first")(x)
+        x = x if guide is None else x + guide
         body = self._hourglass(x, flows, fuse, train, seen)
         x = x + self._reconstruct(body, train)
         if self.pa_frames:

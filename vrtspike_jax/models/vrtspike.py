@@ -2,11 +2,21 @@
 
 from collections.abc import Sequence
 
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.models.spike import SpikeEncoder3D, SpikeTemporalSA, TemporalCrossAttnFuse
+from vrtspike_jax.models.layers import FrameConv
+from vrtspike_jax.models.spike import (
+    ConcatFuse,
+    SpikeEncoder3D,
+    SpikeTemporalSA,
+    TemporalCrossAttnFuse,
+)
 from vrtspike_jax.models.vrt import VRT
+from vrtspike_jax.ops import resize_bilinear
+
+FUSIONS = ("cross_attention", "concat")
 
 
 class VRTWithSpike(nn.Module):
@@ -14,7 +24,8 @@ class VRTWithSpike(nn.Module):
 
     Spikes are encoded at four scales and attend over time; after each of VRT's four encoder
     stages, cross-attention lets the frames query them, and the fused features feed the decoder
-    and its skips.
+    and its skips. `spike_attention`, `spike_input`, `fusion` and `time_slope` depart from this
+    published model; their defaults do not.
 
     Attributes:
         vrt: The backbone; its first four `embed_dims` equal `channels_per_scale`.
@@ -25,12 +36,18 @@ class VRTWithSpike(nn.Module):
         tsa_heads: Heads of the spikes' temporal self attention.
         tsa_dropout: Dropout rate of its weights.
         tsa_mlp_ratio: Width of its feed-forward layers over the channels.
-        fuse_heads: Heads of the fusion.
+        fuse_heads: Heads of the fusion's cross-attention.
         fuse_dropout: Dropout rate of its weights.
         fuse_mlp_ratio: Width of its feed-forward layers over the channels.
         time_slope: Start of the learned slope by which attention over time, in the spike branch
             and in the fusion, falls with distance; as in `TemporalAttention`. 0 as published.
         max_batch_tokens: Pixels (times batch) in one chunk of temporal attention; None for all.
+        spike_attention: Whether spikes attend over time; if not, fusion takes the encoder's
+            features as they are.
+        spike_input: Whether the voxels, resized to the frames, also enter the backbone's first
+            convolution, so that it sees them at full detail from the start.
+        fusion: "cross_attention", or "concat": at each pixel and frame alone, a linear map of
+            both features, joined along the channels.
     """
 
     vrt: VRT
@@ -46,21 +63,29 @@ class VRTWithSpike(nn.Module):
     fuse_mlp_ratio: float = 2.0
     time_slope: float = 0.0
     max_batch_tokens: int | None = None
+    spike_attention: bool = True
+    spike_input: bool = False
+    fusion: str = "cross_attention"
 
     def setup(self) -> None:
         dtype = self.vrt.dtype
         self.spike_encoder = SpikeEncoder3D(
             self.channels_per_scale, self.temporal_strides, self.spatial_strides, dtype
         )
-        self.spike_temporal_sa = SpikeTemporalSA(
-            self.tsa_heads,
-            self.tsa_dropout,
-            self.tsa_mlp_ratio,
-            self.time_slope,
-            self.max_batch_tokens,
-            dtype,
-        )
-        self.cross_attn_fuse = TemporalCrossAttnFuse(
+        if self.spike_attention:
+            self.spike_temporal_sa = SpikeTemporalSA(
+                self.tsa_heads,
+                self.tsa_dropout,
+                self.tsa_mlp_ratio,
+                self.time_slope,
+                self.max_batch_tokens,
+                dtype,
+            )
+        if self.spike_input:
+            # Added to conv_first's output, which equals one convolution of both inputs, joined
+            # along the channels, and leaves the backbone's parameters as published.
+            self.spike_first = FrameConv(self.vrt.embed_dims[0], dtype)
+        fields = (
             len(self.channels_per_scale),
             self.fuse_heads,
             self.fuse_dropout,
@@ -69,6 +94,19 @@ class VRTWithSpike(nn.Module):
             self.max_batch_tokens,
             dtype,
         )
+        if self.fusion == "concat":
+            self.concat_fuse = ConcatFuse(*fields)
+        elif self.fusion == "cross_attention":
+            self.cross_attn_fuse = TemporalCrossAttnFuse(*fields)
+        else:
+            raise ValueError(
+                f"VRTWithSpike: fusion is {self.fusion!r}; want one of {', '.join(FUSIONS)}"
+            )
+
+    def _at_frames_size(self, frames: Array, voxels: Array) -> Float[Array, "b t h w k"]:
+        b, (h, w) = frames.shape[0], frames.shape[2:4]
+        voxels = resize_bilinear(rearrange(voxels, "b t h w k -> (b t) h w k"), h, w)
+        return rearrange(voxels, "(b t) h w k -> b t h w k", b=b)
 
     def _check(self, frames: Array, voxels: Array) -> None:
         if len(self.channels_per_scale) != 4 or tuple(self.channels_per_scale) != tuple(
@@ -105,21 +143,26 @@ class VRTWithSpike(nn.Module):
         Returns:
             Restored frames (B, T, H, W, 3) in float32, without clipping. The dict holds VRT's
             intermediates (stages before fusion) and, for each scale i from 1 to 4,
-            `spike_features{i}`, `spike_temporal{i}` and `fused{i}`.
+            `spike_features{i}`, `spike_temporal{i}` (the same without `spike_attention`) and
+            `fused{i}`.
 
         Raises:
             ValueError: for fields or sizes that the model cannot take.
         """
         self._check(frames, spike_voxels)
         features = self.spike_encoder(spike_voxels)
-        temporal = self.spike_temporal_sa(features, train)
+        temporal = self.spike_temporal_sa(features, train) if self.spike_attention else features
+        guide = None
+        if self.spike_input:
+            guide = self.spike_first(self._at_frames_size(frames, spike_voxels))
+        merge = self.concat_fuse if self.fusion == "concat" else self.cross_attn_fuse
         fused = []
 
         def fuse(i: int, x: Array) -> Array:
-            fused.append(self.cross_attn_fuse(i, x, temporal[i], train))
+            fused.append(merge(i, x, temporal[i], train))
             return fused[-1]
 
-        out, seen = self.vrt(frames, train, return_intermediates=True, fuse=fuse)
+        out, seen = self.vrt(frames, train, return_intermediates=True, fuse=fuse, guide=guide)
         if not return_intermediates:
             return out
         for name, values in (
