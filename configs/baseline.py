@@ -69,9 +69,13 @@ def model_config() -> ml_collections.ConfigDict:
     vrt.pa_frames = 2  # neighbours in parallel warping: 2, 4, 6
     # "spynet", or "none": what moves is left to the offsets that the warping learns.
     vrt.optical_flow = "spynet"
+    # Scales, from the full size on, where residual convolutions stand for attention and warping;
+    # 0, as published, .. 4.
+    vrt.conv_scales = 0
     vrt.deformable_groups = 16  # groups with offsets of their own; divide embed_dims
     model.spike_bins = 32  # K, time bins of an exposure; = data.voxel.bins
     model.channels_per_scale = (96,) * 4  # of the spike branch at scales 1, 1/2, 1/4, 1/8
+    model.spike_blocks = 2  # residual blocks of the spike encoder at each scale
     model.spike_attention = True  # spikes attend over time before the fusion
     model.spike_input = False  # voxels also enter the backbone's first convolution
     # "cross_attention", or "concat": a linear map of both features at each pixel and frame.

@@ -17,7 +17,7 @@ _LEAST = dict.fromkeys(
         *("upscale", "in_chans", "out_chans", "img_size", "window_size", "depths", "embed_dims"),
         *("num_heads", "deformable_groups", "spike_bins", "channels_per_scale", "tsa_heads"),
         *("fuse_heads", "temporal_strides", "spatial_strides", "max_batch_tokens"),
-        *("channels", "blocks"),
+        *("channels", "blocks", "spike_blocks"),
     ),
     1,
 )

@@ -36,12 +36,14 @@ class SpikeEncoder3D(nn.Module):
         channels_per_scale: Output channels at scales 1, 1/2, 1/4 and 1/8.
         temporal_strides: Strides in time between scales; 1 keeps every frame.
         spatial_strides: Strides in space between scales.
+        blocks: Residual blocks at each scale; 2 as published.
         dtype: Compute dtype.
     """
 
     channels_per_scale: Sequence[int] = (96,) * 4
     temporal_strides: Sequence[int] = (1, 1, 1)
     spatial_strides: Sequence[int] = (2, 2, 2)
+    blocks: int = 2
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -69,7 +71,7 @@ class SpikeEncoder3D(nn.Module):
                     name=f"downs_{i - 1}",
                 )(x)
             x = nn.relu(x)
-            for j in range(2):
+            for j in range(self.blocks):
                 name = f"residuals_{i - 1}_{j}" if i else f"res0_{j}"
                 x = ResidualBlock3D(channels, self.dtype, name=name)(x)
             features.append(x)

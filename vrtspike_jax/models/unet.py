@@ -8,28 +8,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.models.layers import Conv, Dense, LayerNorm, gelu
+from vrtspike_jax.models.layers import Conv, Dense
+from vrtspike_jax.models.residual import ResidualBlock
 from vrtspike_jax.ops import dispatch, resize_bilinear
 
 REMATS = ("none", "block")
-
-
-class ResidualBlock(nn.Module):
-    """x + conv2(gelu(conv1(norm(x)))) with 3x3 convolutions.
-
-    Attributes:
-        channels: Channels.
-        dtype: Compute dtype.
-    """
-
-    channels: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        y = LayerNorm(dtype=self.dtype, name="norm")(x)
-        y = gelu(Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(y))
-        return x + Conv(self.channels, (3, 3), dtype=self.dtype, name="conv2")(y)
 
 
 class UNetSpike(nn.Module):

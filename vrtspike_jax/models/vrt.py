@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.models.attention import REMATS, TMSAG
 from vrtspike_jax.models.layers import Conv, Dense, FrameConv, LayerNorm
+from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.spynet import SpyNet
 from vrtspike_jax.models.warping import ParallelWarping, align_frames, compose_flows
 from vrtspike_jax.ops import resize_bilinear
@@ -107,6 +108,29 @@ class Stage(nn.Module):
         )(x, backward, forward)
 
 
+class ConvStage(nn.Module):
+    """A stage of residual convolutions in the place of attention and warping; not in VRT.
+
+    Attributes:
+        dim: Channels.
+        depth: Residual blocks.
+        reshape: "none", "down" or "up".
+        remat: Whether the backward pass computes each block again.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    reshape: str
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+        x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
+        return ResidualGroup(self.dim, self.depth, self.remat, self.dtype, name="convolutions")(x)
+
+
 class RTMSA(nn.Module):
     """Residual group of self attention blocks, used in stage 8.
 
@@ -179,6 +203,9 @@ class VRT(nn.Module):
         nonblind_denoising: Whether a noise level map follows the frames' channels.
         optical_flow: "spynet", as published, or "none": neighbours are taken as they lie, and
             what moves is left to the offsets that the deformable convolutions learn.
+        conv_scales: At how many scales, from the full size on, stages are residual convolutions of
+            each frame instead of attention and warping; `depths` then counts those. 0 as published.
+            Attention costs most, and sees least, where the map is largest.
         remat: What the backward pass recomputes: "none", "light", "attn", "ffn" or "block", as in
             `TMSA`.
         kernels: Implementation of the fused operations: "auto" (kernels on CUDA GPUs), "xla",
@@ -204,6 +231,7 @@ class VRT(nn.Module):
     deformable_groups: int = 16
     nonblind_denoising: bool = False
     optical_flow: str = "spynet"
+    conv_scales: int = 0
     remat: str = "none"
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
@@ -220,9 +248,10 @@ class VRT(nn.Module):
                 f"VRT: pa_frames is {self.pa_frames}, remat {self.remat!r}; want 0, 2, 4 or 6 and "
                 f"one of {REMATS}"
             )
-        if self.optical_flow not in FLOWS:
+        if self.optical_flow not in FLOWS or not 0 <= self.conv_scales <= 4:
             raise ValueError(
-                f"VRT: optical_flow is {self.optical_flow!r}; want one of {', '.join(FLOWS)}"
+                f"VRT: optical_flow is {self.optical_flow!r}, conv_scales {self.conv_scales}; want "
+                f"one of {', '.join(FLOWS)}, and 0 to 4"
             )
         channels = self.in_chans + (self.nonblind_denoising and self.pa_frames > 0)
         if frames.ndim != 5 or frames.shape[-1] != channels:
@@ -244,7 +273,7 @@ class VRT(nn.Module):
         scales = [
             2**scale
             for depth, (scale, _) in zip(self.depths, STAGES, strict=False)
-            if int(depth * self.mul_attn_ratio)
+            if int(depth * self.mul_attn_ratio) and scale >= self.conv_scales
         ]
         largest = max(scales, default=0)
         frames = self.pa_frames // 2 + 1 if self.pa_frames > 2 else 1
@@ -290,8 +319,11 @@ class VRT(nn.Module):
         forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
         return backward, forward
 
-    def _stage(self, i: int, train: bool) -> Stage:
+    def _stage(self, i: int, train: bool) -> Stage | ConvStage:
         scale, reshape = STAGES[i]
+        if scale < self.conv_scales:
+            fields = self.embed_dims[i], self.depths[i], reshape, self.remat != "none", self.dtype
+            return ConvStage(*fields, name=f"stage{i + 1}")
         return Stage(
             dim=self.embed_dims[i],
             depth=self.depths[i],
@@ -328,6 +360,10 @@ class VRT(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="stage8_0_1")(x)
         x = Dense(self.embed_dims[7], dtype=self.dtype, name="stage8_0_2")(x)
         for i in range(7, len(self.depths)):
+            if self.conv_scales:
+                fields = self.embed_dims[i], self.depths[i], self.remat != "none", self.dtype
+                x = ResidualGroup(*fields, name=f"stage8_{i - 6}")(x)
+                continue
             block = self._block(i, train) | {"mut_attn": False}
             alone = i in self.indep_reconsts
             block["window_size"] = (1 if alone else self.window_size[0], *self.window_size[1:])

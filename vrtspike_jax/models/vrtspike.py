@@ -24,8 +24,8 @@ class VRTWithSpike(nn.Module):
 
     Spikes are encoded at four scales and attend over time; after each of VRT's four encoder
     stages, cross-attention lets the frames query them, and the fused features feed the decoder
-    and its skips. `spike_attention`, `spike_input`, `fusion` and `time_slope` depart from this
-    published model; their defaults do not.
+    and its skips. `spike_blocks`, `spike_attention`, `spike_input`, `fusion` and `time_slope` let
+    it depart from this published model; their defaults do not.
 
     Attributes:
         vrt: The backbone; its first four `embed_dims` equal `channels_per_scale`.
@@ -42,6 +42,7 @@ class VRTWithSpike(nn.Module):
         time_slope: Start of the learned slope by which attention over time, in the spike branch
             and in the fusion, falls with distance; as in `TemporalAttention`. 0 as published.
         max_batch_tokens: Pixels (times batch) in one chunk of temporal attention; None for all.
+        spike_blocks: Residual blocks of the encoder at each scale.
         spike_attention: Whether spikes attend over time; if not, fusion takes the encoder's
             features as they are.
         spike_input: Whether the voxels, resized to the frames, also enter the backbone's first
@@ -63,6 +64,7 @@ class VRTWithSpike(nn.Module):
     fuse_mlp_ratio: float = 2.0
     time_slope: float = 0.0
     max_batch_tokens: int | None = None
+    spike_blocks: int = 2
     spike_attention: bool = True
     spike_input: bool = False
     fusion: str = "cross_attention"
@@ -70,7 +72,11 @@ class VRTWithSpike(nn.Module):
     def setup(self) -> None:
         dtype = self.vrt.dtype
         self.spike_encoder = SpikeEncoder3D(
-            self.channels_per_scale, self.temporal_strides, self.spatial_strides, dtype
+            self.channels_per_scale,
+            self.temporal_strides,
+            self.spatial_strides,
+            self.spike_blocks,
+            dtype,
         )
         if self.spike_attention:
             self.spike_temporal_sa = SpikeTemporalSA(
