@@ -6,9 +6,10 @@
 The argument after the colon is the model's name: "vrt_spike" (default), "vrt" (the same backbone
 without spikes) or "unet_spike" (a plain single-frame U-Net with spikes, to compare with).
 
-Most blocks work at 1/4 and 1/8 of the size, where they cost little; nothing but the first and last
-stage and a short reconstruction works at full size. There is no flow network. Widths are multiples
-of 8, and heads have 16 channels, as the kernels want them.
+At full and half size, where attention costs most and a window sees least, residual convolutions
+treat each frame on its own; attention and warping, which bring the frames together, work at 1/4 and
+1/8. Spikes enter at every scale and beside the first convolution. There is no flow network. Widths
+and heads are what the kernels take without padding.
 """
 
 import ml_collections
@@ -37,7 +38,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     data.batch_size = 16
     data.steps = 88
     data.voxel.bins = BINS
-    data.num_workers = 0
+    data.voxel.mean, data.voxel.std = 0.9, 0.5
+    data.num_workers = 12
+    data.scenes.train_clips = 2**24
+    data.scenes.eval_clips = 32
+    data.scenes.height = data.scenes.width = data.crop_size
+    data.scenes.render = render_config()
 
     optim = config.optim
     optim.learning_rate = 5e-4
@@ -51,22 +57,44 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return config
 
 
+def render_config() -> ml_collections.ConfigDict:
+    """Half the clips are rendered, half are cut from films; `scripts/gather_media.py` makes both
+    folders. The cameras vary about those of the GoPro + spike set."""
+    render = ml_collections.ConfigDict()
+    render.photographs = ("media/train/photographs",)
+    render.eval_photographs = ("media/eval/photographs",)
+    render.films = ("media/train/films",)
+    render.eval_films = ("media/eval/films",)
+    render.film_share = 0.5
+    render.gain = (0.9, 1.1)
+    render.light_change = 0.1
+    render.frame_noise = (0.0, 0.01)
+    render.threshold = (1.0, 1.3)
+    render.dark_current = (0.0, 0.01)
+    render.spike_noise = (0.0, 0.03)
+    render.threshold_spread = (0.0, 0.03)
+    return render
+
+
 def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
     """The backbone with or without spikes."""
     vrt = model.vrt
-    vrt.depths = (1, 2, 2, 3, 2, 2, 1, 1)
+    vrt.conv_scales = 2
+    vrt.depths = (2, 3, 4, 10, 4, 3, 3, 2)
     vrt.indep_reconsts = ()
-    vrt.embed_dims = (32, 48, 64, 64, 64, 48, 32, 32)
-    vrt.num_heads = (2, 3, 4, 4, 4, 3, 2, 2)
+    vrt.embed_dims = (32, 64, 64, 64, 64, 64, 32, 32)
+    vrt.num_heads = (2,) * 8
+    vrt.mul_attn_ratio = 0.5  # so that both groups of a stage have plain and shifted windows
     vrt.drop_path_rate = 0.0
     vrt.optical_flow = "none"
-    vrt.deformable_groups = 4
+    vrt.deformable_groups = 2
     model.remat = "none"
     if name == "vrt":
         shared = {key: model[key] for key in ("dtype", "remat", "kernels")}
         return ml_collections.ConfigDict({"name": name, "vrt": vrt, **shared})
     model.spike_bins = BINS
     model.channels_per_scale = vrt.embed_dims[:4]
+    model.spike_blocks = 1
     # Without it, training finds out late which spikes belong to which frame.
     model.time_slope = 4.0
     model.spike_input = True
