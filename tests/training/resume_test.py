@@ -27,6 +27,19 @@ def lines(workdir):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
+def on_device_config():
+    """Clips cut from reels by the step itself."""
+    config = tiny_config(6)
+    config.data.scenes.on_device = True
+    config.data.scenes.reels = 3
+    config.data.scenes.render = {
+        "generated": 1.0,
+        "film_exposure": (5, 9),
+        "spike_noise": (0.0, 0.1),
+    }
+    return config
+
+
 def arrays(workdir, step):
     """Every array of a checkpoint, flat."""
     found = {}
@@ -191,3 +204,15 @@ def test_load_for_inference_gives_the_average_and_the_config(whole):
     assert config.optim.learning_rate == 1e-3 and model.features == 8
     with pytest.raises(ValueError, match="no checkpoint found"):
         load_for_inference(whole / "strips")
+
+
+def test_clips_cut_on_the_device_resume_bit_for_bit(tmp_path, monkeypatch):
+    assert train(on_device_config(), tmp_path / "whole") == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3, signal.SIGTERM)
+        assert train(on_device_config(), tmp_path / "parts") == 143
+    assert train(on_device_config(), tmp_path / "parts") == 0
+    expected, found = (arrays(tmp_path / name, 6) for name in ("whole", "parts"))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert lines(tmp_path / "whole")[-1] == lines(tmp_path / "parts")[-1]

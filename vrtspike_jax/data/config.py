@@ -94,6 +94,13 @@ def default_data_config() -> ml_collections.ConfigDict:
     # Frame pixels that are rendered (before `crop_size`).
     c.scenes.height = 96
     c.scenes.width = 96
+    # Whether training clips are cut and exposed on the accelerator, much faster than on the host:
+    # films of `render`, and scenes drawn once as films, are kept there (`vrtspike_jax.data.reels`).
+    # `train_clips` is how many clips there are before a second look.
+    c.scenes.on_device = False
+    # Scenes to draw as films, 0 ... Each takes the accelerator's memory of as many frames as a clip
+    # of the longest film_exposure has, at crop_size times the largest film_shrink.
+    c.scenes.reels = 256
     # What scenes look like: fields of `vrtspike_jax.scenes.SceneOptions`; empty takes its defaults.
     c.scenes.render = ml_collections.ConfigDict()
     return c
@@ -120,6 +127,7 @@ _RANGES = {
     "max_bad_clips": (0, 2**20),
     "scenes.train_clips": (1, 2**30),
     "scenes.eval_clips": (1, 2**30),
+    "scenes.reels": (0, 2**16),
     "scenes.height": (1, 2**14),
     "scenes.width": (1, 2**14),
 }

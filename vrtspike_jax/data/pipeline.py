@@ -26,6 +26,7 @@ from vrtspike_jax.data.layouts import LayoutOptions, find_sequences
 from vrtspike_jax.data.loading import LoadClip
 from vrtspike_jax.data.paths import Root
 from vrtspike_jax.data.prepared import PreparedStore
+from vrtspike_jax.data.reels import ReelClips
 from vrtspike_jax.data.scenes import SceneClips
 from vrtspike_jax.data.verify import VerifyOptions, check_same_steps, verify_sequences
 
@@ -45,17 +46,23 @@ def train_iterator(
       shard_index, shard_count: this host, of how many.
 
     Returns:
-      An iterator of batches (see `vrtspike_jax.data`) with batch_size / shard_count clips each.
-      Close it, or its threads and processes stay until it is collected.
+      An iterator of batches (see `vrtspike_jax.data`), batch_size / shard_count clips each. With
+      `config.scenes.on_device`, of the places of clips in its `source.bank` instead. Close it, or
+      its threads and processes stay until it is collected.
 
     Raises:
       ValueError: a bad field of the config, or a bad file, named with what was found and wanted.
     """
     check_data_config(config)
-    source = open_clips(config, config.train_split)
-    augmentation = Augmentation(config.flip, config.rotate, config.reverse_time)
-    _check_shapes(source, config)
-    load = LoadClip(source, augmentation, config.crop_size, config.voxel.bins)
+    num_workers = config.num_workers
+    if config.source == "scenes" and config.scenes.on_device:
+        source = load = ReelClips(config)
+        num_workers = 0  # nothing to do that would be worth a process with the bank in it
+    else:
+        source = open_clips(config, config.train_split)
+        augmentation = Augmentation(config.flip, config.rotate, config.reverse_time)
+        _check_shapes(source, config)
+        load = LoadClip(source, augmentation, config.crop_size, config.voxel.bins)
     clips = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     return TrainIterator(
         clips.random_map(load),
@@ -63,7 +70,7 @@ def train_iterator(
         seed=seed,
         batch_size=config.batch_size,
         max_bad_clips=config.max_bad_clips,
-        num_workers=config.num_workers,
+        num_workers=num_workers,
         read_threads=config.read_threads,
         prefetch_batches=config.prefetch_batches,
         shard_index=shard_index,

@@ -40,7 +40,7 @@ class Film(Shot):
 
 def is_film(seed: int, split: str, options: SceneOptions) -> bool:
     """Whether the clip of this seed is cut from a film."""
-    if not _paths(split, options) or seed < 0:
+    if not film_paths(split, options) or seed < 0:
         return False
     return np.random.default_rng([_STREAM, seed]).uniform() < options.film_share
 
@@ -56,7 +56,7 @@ def sample_film(
     """
     check_shot(seed, num_frames, height, width, split)
     rng = np.random.default_rng([_STREAM, SPLITS.index(split), seed])
-    paths = _paths(split, options)
+    paths = film_paths(split, options)
     path = paths[int(rng.integers(len(paths)))]
     film = load_film(path)
     most = len(film) // num_frames
@@ -124,12 +124,13 @@ def check_media(split: str, options: SceneOptions) -> None:
     Raises:
       PhotographError: one is missing, or a film cannot be read.
     """
-    for path in _paths(split, options):
+    for path in film_paths(split, options):
         load_film(path)
     for path in own_photographs(split, options):
         if not pathlib.Path(path).is_file():
             raise PhotographError(f"{path}: no such photograph")
 
 
-def _paths(split: str, options: SceneOptions) -> tuple[str, ...]:
+def film_paths(split: str, options: SceneOptions) -> tuple[str, ...]:
+    """Paths of the films that the options name for a split."""
     return listed(options.eval_films if split == "eval" else options.films, (".npy",))

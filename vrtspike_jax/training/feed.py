@@ -52,7 +52,12 @@ class Feed:
 
     def clip_name(self, index: int) -> str:
         """ "sequence/frame" of a clip."""
-        return self._iterator.source.name(index)
+        return self.source.name(index)
+
+    @property
+    def source(self) -> object:
+        """Where the clips come from."""
+        return self._iterator.source
 
     @property
     def bad_clips(self) -> dict[int, str]:

@@ -14,12 +14,13 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from vrtspike_jax.convert import from_torch, read_state_dict
+from vrtspike_jax.data.reels import ReelClips
 from vrtspike_jax.losses import load_vgg16
 from vrtspike_jax.models.spynet import SpyNet
 from vrtspike_jax.training import optimizer
 from vrtspike_jax.training.checkpoint_files import find_steps
 from vrtspike_jax.training.checkpoints import load_for_inference, param_shapes
-from vrtspike_jax.training.sharding import put_tree, state_shardings
+from vrtspike_jax.training.sharding import put_tree, replicated, state_shardings
 from vrtspike_jax.training.state import TrainState, create_state
 
 
@@ -82,16 +83,29 @@ def abstract_state(model: nn.Module, config: ml_collections.ConfigDict, mesh: Me
     )
 
 
-def fixed_inputs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """What the loss needs besides the state: VGG16's weights, if it has a perceptual part.
+def fixed_inputs(
+    config: ml_collections.ConfigDict, mesh: Mesh, clips: Any = None
+) -> dict[str, Any]:
+    """What a step needs besides the state and the batch.
+
+    Args:
+        config: the whole config.
+        mesh: from `make_mesh`.
+        clips: the source of the training clips.
+
+    Returns:
+        `vgg`, VGG16's weights, if the loss has a perceptual part; `reels`, the pictures that clips
+        are cut from, if `clips` are `ReelClips`.
 
     Raises:
         ValueError: the file is missing or not VGG16.
     """
-    if not config.loss.vgg_weight:
-        return {}
-    weights = load_vgg16(config.loss.vgg_path, tuple(config.loss.vgg_layers))
-    return {"vgg": put_tree(weights, jax.sharding.NamedSharding(mesh, jax.P()))}
+    fixed = {}
+    if config.loss.vgg_weight:
+        fixed["vgg"] = load_vgg16(config.loss.vgg_path, tuple(config.loss.vgg_layers))
+    if isinstance(clips, ReelClips):
+        fixed["reels"] = clips.bank.pictures
+    return put_tree(fixed, replicated(mesh))
 
 
 def load_spynet(path: str | os.PathLike) -> Any:

@@ -103,7 +103,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, console: Console) 
     directory = workdir.absolute() / "checkpoints"
     found = checkpoints.check_workdir(directory, config, abstract_params(model, config))
     feed = _open_feed(config, mesh)
-    fixed = fixed_inputs(config, mesh)
+    fixed = fixed_inputs(config, mesh, feed.source)
     scorer = Scorer(model, config, mesh, config.eval.max_clips)
     if found:
         template = abstract_state(model, config, mesh)

@@ -21,7 +21,9 @@ from jax.sharding import Mesh
 
 from vrtspike_jax import compiler
 from vrtspike_jax.data.batch import model_inputs
+from vrtspike_jax.data.reels import clip_shape
 from vrtspike_jax.losses import charbonnier, perceptual_loss
+from vrtspike_jax.scenes.expose_jax import ClipShape, Pick, expose_reels
 from vrtspike_jax.training import optimizer
 from vrtspike_jax.training.packing import Groups, is_flow, pack, unpack
 from vrtspike_jax.training.sharding import replicated, state_shardings
@@ -53,11 +55,13 @@ class Recipe:
     voxel_log: bool
     voxel_mean: float
     voxel_std: float
+    clip_shape: ClipShape | None
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Recipe":
         """Picks the fields out of a whole config."""
-        optim, loss, voxel = config.optim, config.loss, config.data.voxel
+        optim, loss, data, voxel = config.optim, config.loss, config.data, config.data.voxel
+        on_device = data.source == "scenes" and data.scenes.on_device
         return cls(
             seed=config.seed,
             num_steps=config.num_steps,
@@ -77,6 +81,7 @@ class Recipe:
             voxel_log=voxel.log,
             voxel_mean=voxel.mean,
             voxel_std=voxel.std,
+            clip_shape=clip_shape(data) if on_device else None,
         )
 
 
@@ -106,8 +111,9 @@ def loss_fn(
 
     Args:
         params: the model's parameters.
-        batch: `blur`, `sharp` uint8 (B, T, H, W, 3), `spikes` uint8 counts (B, T, Hs, Ws, K).
-        fixed: `{"vgg": ...}` when the recipe has a perceptual part, else an empty dict.
+        batch: `blur`, `sharp` uint8 (B, T, H, W, 3), `spikes` uint8 counts (B, T, Hs, Ws, K); or
+            the fields of a `Pick`, where they are.
+        fixed: `vgg` when the recipe has a perceptual part, `reels` when batches are picks.
         key: random key of dropout and stochastic depth.
         model: the network.
         recipe: the weights of the losses.
@@ -116,6 +122,9 @@ def loss_fn(
         The scalar loss, and `charbonnier`, `perceptual`, `psnr` (dB, mean over clips; scalars) and
         `clip_loss` (B,).
     """
+    if "reel" in batch:
+        picks = Pick(**{name: batch[name] for name in Pick._fields})
+        batch = expose_reels(fixed["reels"], picks, recipe.clip_shape)
     frames, voxels, sharp = model_inputs(
         batch, log=recipe.voxel_log, mean=recipe.voxel_mean, std=recipe.voxel_std
     )
@@ -163,7 +172,7 @@ def accumulate(
         parts["grad_finite"] = jnp.isfinite(optax.tree.norm(grads))
         return grads, loss, parts
 
-    count = batch["blur"].shape[0]
+    count = batch["index"].shape[0]
     if count == 1:
         # Without a scan: one buffer less, and a smaller program to compile.
         grads, loss, parts = one({name: x[0] for name, x in batch.items()}, 0)
@@ -198,8 +207,8 @@ def train_step(
 
     Args:
         state: the state before.
-        batch: `blur`, `sharp`, `spikes`, `index`, each with the leading axes (A, B).
-        fixed: constants of the loss (VGG).
+        batch: `index`, and `blur`, `sharp`, `spikes` or picks, each with the leading axes (A, B).
+        fixed: constants of the loss (VGG) and the bank of reels.
         model: the network.
         tx: from `optimizer.gradient_transformation`.
         recipe: the rest of the config.
