@@ -70,7 +70,7 @@ def model_config() -> ml_collections.ConfigDict:
     # "spynet", or "none": what moves is left to the offsets that the warping learns.
     vrt.optical_flow = "spynet"
     # Scales, from the full size on, where residual convolutions stand for attention and warping;
-    # 0, as published, .. 4.
+    # 0, as published, .. 3.
     vrt.conv_scales = 0
     vrt.deformable_groups = 16  # groups with offsets of their own; divide embed_dims
     model.spike_bins = 32  # K, time bins of an exposure; = data.voxel.bins

@@ -11,7 +11,7 @@ from vrtspike_jax.convert import from_torch, to_torch
 from vrtspike_jax.convert.infer import kind_of, model_fields
 from vrtspike_jax.convert.names import is_buffer
 from vrtspike_jax.convert.weights import published_shapes
-from vrtspike_jax.models import VRT
+from vrtspike_jax.models import VRT, UNetSpike, VRTWithSpike
 from vrtspike_jax.models.published import TASKS
 
 KEYS = json.loads(gzip.decompress((Path(__file__).parent / "published_keys.json.gz").read_bytes()))
@@ -75,6 +75,41 @@ def test_unusual_settings_are_found_too():
     # Without buffers nothing tells a window of 4 x 6.
     with pytest.raises(ValueError, match="window"):
         model_fields(of_shapes(shapes))
+
+
+@pytest.mark.parametrize(
+    ("fields", "convolved"),
+    [
+        ({"fusion": "concat", "spike_attention": False, "spike_input": True}, 2),
+        ({"spike_blocks": 1, "time_slope": 1.0}, 0),
+    ],
+)
+def test_settings_that_depart_from_the_published_model_are_found(fields, convolved):
+    vrt = {
+        "upscale": 1,
+        "window_size": (3, 4, 4),
+        "depths": (1, 2, 2, 3, 2, 2, 1, 2, 1),
+        "indep_reconsts": (),
+        "embed_dims": (8, 16, 24, 16, 24, 16, 8, 16, 16),
+        # A group without attention has no heads; 1 stands for it.
+        "num_heads": (1, 1, 2, 4, 2, 1, 1, 1, 1),
+        "mul_attn_ratio": 0.5,
+        "deformable_groups": 4,
+        "optical_flow": "none",
+        "conv_scales": convolved,
+    }
+    model = VRTWithSpike(VRT(**vrt), 3, vrt["embed_dims"][:4], tsa_heads=2, fuse_heads=2, **fields)
+    shapes = published_shapes(model)
+    params = from_torch(of_shapes(shapes), model)
+    found = model_fields(to_torch(params, model, buffers=True))
+    assert {name: found["vrt"][name] for name in vrt} == vrt
+    defaults = {name: getattr(VRTWithSpike(VRT()), name) for name in fields}
+    assert {name: found.get(name, defaults[name]) for name in fields} == fields
+
+
+def test_a_network_without_published_counterpart_is_named():
+    with pytest.raises(ValueError, match="UNetSpike, which has no published counterpart"):
+        published_shapes(UNetSpike())
 
 
 def test_other_weights_are_named():

@@ -20,6 +20,8 @@ _LIKELY_RATIOS = (0.75, 2.0, 0.5, 1.0, 0.0, 1.5, 3.0, 4.0)
 
 # Number of the group, in stages 1 to 7, that has mutual attention and always sees two frames.
 _MUTUAL = "1"
+# Pattern of what stands between a stage, or a group of stage 8, and its residual convolutions.
+_CONVOLVED = r"(?:\.convolutions)?"
 
 Shape = tuple[int, ...]
 
@@ -36,7 +38,7 @@ def kind_of(names: Mapping[str, Any]) -> str:
         return SPYNET
     if "vrt.conv_first.weight" in names and "spike_encoder.in_proj.weight" in names:
         return VRT_SPIKE
-    if "conv_first.weight" in names and "stage1.linear1.weight" in names:
+    if "conv_first.weight" in names and "stage1.reshape.1.weight" in names:
         return VRT
     found = ", ".join(list(names)[:4]) or "nothing"
     raise ValueError(f"neither VRT, VRT with spikes, SpyNet nor VGG16: it holds {found} ...")
@@ -73,13 +75,15 @@ def model_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _vrt_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     shapes = {name: np.shape(value) for name, value in state.items()}
     groups = [f"stage{i}" for i in range(1, 8)]
-    groups += [f"stage8.{i}" for i in range(1, _count(shapes, r"stage8\.(\d+)\.linear\.weight"))]
-    linears = [g + (".linear" if g[:6] == "stage8" else ".linear1") for g in groups]
-    dims = tuple(shapes[f"{name}.weight"][0] for name in linears)
+    last = r"stage8\.(\d+)\.(?:linear|blocks\.0\.conv1)\.weight"
+    groups += [f"stage8.{i}" for i in range(1, _count(shapes, last))]
+    dims = tuple(_width(shapes, group) for group in groups)
     block = r"\.blocks\.(\d+)\.norm1\.weight"
     mutual = [_count(shapes, rf"{g}\.residual_group{_MUTUAL}{block}") for g in groups]
     alone = [_count(shapes, rf"{g}\.residual_group2?{block}") for g in groups]
-    depths = tuple(a + b for a, b in zip(mutual, alone, strict=True))
+    convolved = [_count(shapes, rf"{g}{_CONVOLVED}\.blocks\.(\d+)\.conv1\.weight") for g in groups]
+    depths = tuple(map(sum, zip(mutual, alone, convolved, strict=True)))
+    attending = [i for i in range(7) if not convolved[i]]
     blocks = sorted(_blocks(shapes))
     if not blocks:
         raise ValueError("a state dict of VRT without blocks: no settings follow from it")
@@ -97,24 +101,36 @@ def _vrt_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         ),
         "embed_dims": dims,
         "num_heads": _heads(shapes, groups, blocks),
-        "mul_attn_ratio": _ratio(depths[:7], mutual[:7], "mul_attn_ratio"),
+        "mul_attn_ratio": _ratio(
+            [depths[i] for i in attending], [mutual[i] for i in attending], "mul_attn_ratio"
+        ),
         "mlp_ratio": _ratio(entering, hidden, "mlp_ratio"),
         "qkv_bias": f"{blocks[0]}.attn.qkv_self.bias" in shapes,
+        "conv_scales": sum(count > 0 for count in convolved[:4]),
     } | _alignment_fields(shapes, dims)
+
+
+def _width(shapes: Mapping[str, Shape], group: str) -> int:
+    """Channels of a stage, or of a group of stage 8."""
+    layers = ("linear1", "linear", "convolutions.blocks.0.conv1", "blocks.0.conv1")
+    names = [f"{group}.{layer}.weight" for layer in layers]
+    return shapes[next((name for name in names if name in shapes), names[0])][0]
 
 
 def _alignment_fields(shapes: Mapping[str, Shape], dims: Sequence[int]) -> dict[str, Any]:
     """What depends on whether, and from how many frames, features are aligned."""
     entering = shapes["conv_first.weight"][1]
-    if "stage1.pa_deform.weight" not in shapes:
+    warping = [i for i in range(7) if f"stage{i + 1}.pa_deform.weight" in shapes]
+    if not warping:
         frames = shapes["linear_fuse.weight"][1] // dims[0]
         return {"pa_frames": 0, "in_chans": entering, "img_size": (frames, 64, 64)}
     # The first convolution for the offsets takes P / 2 + 1 frames' features and P flow channels.
-    channels = shapes["stage1.pa_deform.conv_offset.0.weight"][1]
-    sources = (channels - dims[0]) // (dims[0] + 2)
+    stage, dim = f"stage{warping[0] + 1}.pa_deform.conv_offset", dims[warping[0]]
+    channels = shapes[f"{stage}.0.weight"][1]
+    sources = (channels - dim) // (dim + 2)
     return {
         "pa_frames": 2 * sources,
-        "deformable_groups": shapes["stage1.pa_deform.conv_offset.6.weight"][0] // 27,
+        "deformable_groups": shapes[f"{stage}.6.weight"][0] // 27,
         "in_chans": entering // 9,
         "nonblind_denoising": entering % 9 == 1,
         "optical_flow": "spynet" if any(name[:7] == "spynet." for name in shapes) else "none",
@@ -137,6 +153,7 @@ def _spike_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {
         "spike_bins": first[1],
         "channels_per_scale": tuple(channels),
+        "spike_blocks": _count(shapes, r"spike_encoder\.res0\.(\d+)\.conv1\.weight"),
         "spike_attention": attends,
         "spike_input": "spike_first.weight" in shapes,
         "fusion": "concat" if concat else "cross_attention",

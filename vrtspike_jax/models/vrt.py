@@ -248,10 +248,10 @@ class VRT(nn.Module):
                 f"VRT: pa_frames is {self.pa_frames}, remat {self.remat!r}; want 0, 2, 4 or 6 and "
                 f"one of {REMATS}"
             )
-        if self.optical_flow not in FLOWS or not 0 <= self.conv_scales <= 4:
+        if self.optical_flow not in FLOWS or not 0 <= self.conv_scales <= 3:
             raise ValueError(
                 f"VRT: optical_flow is {self.optical_flow!r}, conv_scales {self.conv_scales}; want "
-                f"one of {', '.join(FLOWS)}, and 0 to 4"
+                f"one of {', '.join(FLOWS)}, and 0 to 3"
             )
         channels = self.in_chans + (self.nonblind_denoising and self.pa_frames > 0)
         if frames.ndim != 5 or frames.shape[-1] != channels:
