@@ -6,11 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import world
 
+from vrtspike_jax.metrics import psnr
+from vrtspike_jax.scenes import render_clip
 from vrtspike_jax.spikes import write_dat
 
 
@@ -347,11 +350,20 @@ def test_bad_options_are_one_line_and_code_2(vrtspike, checkpoint, tmp_path, arg
     assert listing(tmp_path) == before
 
 
-def test_without_a_checkpoint_it_refuses(vrtspike, tmp_path, monkeypatch):
+def test_without_a_checkpoint_the_small_model_sharpens(vrtspike, tmp_path, monkeypatch):
     monkeypatch.delenv("VRTSPIKE_CHECKPOINT", raising=False)
-    blur, spikes, _ = world.write_sequence(tmp_path, 3, (64, 64))
-    result = vrtspike("deblur", "--blur", blur, "--spikes", spikes, "--out", tmp_path / "out")
-    assert result.exit_code == 2 and "--checkpoint is missing" in result.stderr
+    clip = render_clip(11, 3, 64, 64, split="eval", blur=(8.0, 16.0))
+    for name in ("blur", "spike"):
+        (tmp_path / name).mkdir()
+    for i, (frame, spikes) in enumerate(zip(clip["blur"], clip["spikes"], strict=True)):
+        cv2.imwrite(str(tmp_path / "blur" / f"{i}.png"), frame[..., ::-1])
+        write_dat(tmp_path / "spike" / f"{i}.dat", spikes)
+    out = tmp_path / "out"
+    result = vrtspike("deblur", "--blur", tmp_path / "blur", "--spikes", tmp_path / "spike",
+                      "--out", out, "--no-tile")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    restored = np.stack([cv2.imread(str(out / f"{i}.png"))[..., ::-1] for i in range(3)])
+    assert psnr(restored, clip["sharp"]) > psnr(clip["blur"], clip["sharp"]) + 2
 
 
 def test_a_damaged_checkpoint_is_named(vrtspike, tmp_path):

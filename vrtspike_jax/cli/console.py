@@ -118,15 +118,5 @@ def parse_size(text: str) -> tuple[int, int]:
 
 CHECKPOINT = typer.Option(
     envvar="VRTSPIKE_CHECKPOINT",
-    help="Training workdir, its checkpoints folder, or one checkpoint in it.",
+    help="Training workdir, its checkpoints folder, one checkpoint, or a file of weights.",
 )
-
-
-def require_checkpoint(checkpoint: Path | None) -> Path:
-    """Raises ValueError without a checkpoint: a model without weights restores nothing."""
-    if checkpoint is None:
-        raise ValueError(
-            "--checkpoint is missing: wanted a training workdir or a checkpoint "
-            "(or set VRTSPIKE_CHECKPOINT)"
-        )
-    return checkpoint

@@ -12,7 +12,7 @@ from vrtspike_jax.cli.errors import reports_errors
 
 EXAMPLES = """Examples:
 
-vrtspike deblur --blur seq/blur --spikes seq/spike --out restored --checkpoint runs/quickstart
+vrtspike deblur --blur seq/blur --spikes seq/spike --out restored
 
 vrtspike deblur --blur clip.mp4 --spikes clip.dat --spikes-per-frame 88 --spike-size 360x640
 --out sharp.mp4 --checkpoint runs/baseline
@@ -85,7 +85,7 @@ def command(
     )
     source = open_frames(blur)
     try:
-        restorer, scale = _load(console.require_checkpoint(checkpoint))
+        restorer, scale = _load(checkpoint)
         if spikes is None and restorer.voxels.bins:
             raise ValueError(f"--spikes is missing: {restorer.name} needs them")
         exposures = _open_exposures(
@@ -131,7 +131,7 @@ def _cutting(steps: int, start: int, log: Path | None, rate: float, sequence: st
     return Cutting(steps, start, log, rate, sequence, partial)
 
 
-def _load(checkpoint: Path):
+def _load(checkpoint: Path | None):
     """The restorer and the ratio of spike pixels to frame pixels that it was trained with."""
     console.keep_compiled_programs()
     from vrtspike_jax.restoration.restorer import load_with_config

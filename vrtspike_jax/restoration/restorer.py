@@ -2,7 +2,7 @@
 
 import vrtspike_jax
 
-restorer = vrtspike_jax.load("runs/quickstart")
+restorer = vrtspike_jax.load()  # the small model of this package, or a training workdir
 sharp = restorer.restore(frames, spikes)
 """
 
@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -326,12 +327,15 @@ def _bytes_needed(compiled: Any, params: Any) -> int:
     return max(1, total - stats.alias_size_in_bytes - resident)
 
 
-def load(checkpoint: str | os.PathLike, *, devices: Sequence[jax.Device] | None = None) -> Restorer:
+def load(
+    checkpoint: str | os.PathLike | None = None, *, devices: Sequence[jax.Device] | None = None
+) -> Restorer:
     """Loads a trained model for restoring.
 
     Args:
       checkpoint: a training workdir, its `checkpoints` folder, or one checkpoint in it. Of several
-        the one with the best score is taken; averaged (EMA) parameters where there are any.
+        the one with the best score is taken; averaged (EMA) parameters where there are any. Or a
+        file of weights (`vrtspike_jax.weights`); None takes the small model of this package.
       devices: the devices to spread tiles over; default all local ones.
 
     Raises:
@@ -340,13 +344,21 @@ def load(checkpoint: str | os.PathLike, *, devices: Sequence[jax.Device] | None 
     return load_with_config(checkpoint, devices=devices)[0]
 
 
-def load_with_config(checkpoint: str | os.PathLike, *, devices=None) -> tuple[Restorer, Any]:
+def load_with_config(
+    checkpoint: str | os.PathLike | None = None, *, devices=None
+) -> tuple[Restorer, Any]:
     """As `load`, with the whole config that the model was trained with."""
+    from vrtspike_jax import weights
+    from vrtspike_jax.models.build import build_model
     from vrtspike_jax.training.checkpoint_files import locate
     from vrtspike_jax.training.checkpoints import load_for_inference
 
-    found = locate(checkpoint)
+    found = pathlib.Path(weights.SMALL if checkpoint is None else checkpoint)
+    found = found if weights.is_weights(found) else locate(found)
     model, params, config = load_for_inference(found)
+    if jax.default_backend() == "cpu" and config.model.dtype != "float32":
+        # CPUs emulate half precision: slower, and less exact.
+        model = build_model({**config.model, "dtype": "float32"})
     restorer = from_model(model, params, config, devices=devices, name=str(found.absolute()))
     return restorer, config
 
@@ -373,7 +385,7 @@ def from_model(model, params: Any, config, *, devices=None, name: str = "") -> R
 def restore(
     frames: np.ndarray,
     spikes: np.ndarray | Sequence[np.ndarray],
-    checkpoint: str | os.PathLike | Restorer,
+    checkpoint: str | os.PathLike | Restorer | None = None,
     **settings,
 ) -> np.ndarray:
     """Restores a sequence with a checkpoint: `load(checkpoint).restore(frames, spikes)`.

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vrtspike_jax import weights
 from vrtspike_jax.models.build import build_model
 from vrtspike_jax.training import checkpoint_files as files
 from vrtspike_jax.training.state import TrainState
@@ -275,7 +276,7 @@ def load_for_inference(
     """The model of a checkpoint, ready to be applied.
 
     Args:
-        path: a workdir, its `checkpoints` directory, or one checkpoint.
+        path: a workdir, its `checkpoints` directory, one checkpoint, or a file of released weights.
         prefer: "best" or "latest", where `path` holds several.
 
     Returns:
@@ -285,6 +286,8 @@ def load_for_inference(
     Raises:
         ValueError: there is no checkpoint, or it is damaged; the message names the file.
     """
+    if weights.is_weights(path):
+        return weights.load_weights(path)
     checkpoint = files.locate(path, prefer).absolute()
     files.verify(checkpoint)
     meta = files.read_meta(checkpoint)

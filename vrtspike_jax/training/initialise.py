@@ -13,6 +13,7 @@ import ml_collections
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
+from vrtspike_jax import weights
 from vrtspike_jax.convert import from_torch, read_state_dict
 from vrtspike_jax.data.reels import ReelClips
 from vrtspike_jax.losses import load_vgg16
@@ -168,6 +169,8 @@ def _load_params(path: str, model: nn.Module, wanted: Any) -> Any:
             f"initial weights not found: looked for {Path(path).absolute()} "
             "(config.init.params; '' starts from random weights)"
         )
+    if weights.is_released(path):
+        return _same_shapes(weights.load_weights(path)[1], wanted, path)
     return from_torch(read_state_dict(path), model)
 
 

@@ -1,0 +1,118 @@
+"""Scores a model on rendered clips and films that it never saw, with usual and unusual cameras.
+
+    python scripts/score_weights.py --media media --clips 64 [--checkpoint runs/small] [--json FILE]
+
+`media` is what `scripts/gather_media.py` wrote; without it, the pictures of scikit-image do. Prints
+PSNR of RGB, in dB: blurred, TFP, restored, and how many frames became worse than they were.
+"""
+
+import argparse
+import json
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vrtspike_jax import weights
+from vrtspike_jax.data.pipeline import eval_clips
+from vrtspike_jax.evaluation import evaluate
+from vrtspike_jax.restoration.inference import make_restore_step
+from vrtspike_jax.training.checkpoints import load_for_inference
+
+# Changes of `config.data.scenes.render`, and of `config.data.spike_scale`.
+CAMERAS = {
+    "of the protocol": {},
+    "threshold 2": {"threshold": (2.0, 2.0)},
+    "threshold 4": {"threshold": (4.0, 4.0)},
+    "spike noise 0.1": {"spike_noise": (0.1, 0.1)},
+    "frame noise 0.03": {"frame_noise": (0.03, 0.03)},
+    "spikes at full size": {"spike_scale": (1.0, 1.0)},
+    "spikes at a quarter": {"spike_scale": (0.25, 0.25)},
+    "blur 4 to 12 pixels": {"blur": (4.0, 12.0), "film_share": 0.0},
+    "blur 30 to 60 pixels": {"blur": (30.0, 60.0), "film_share": 0.0},
+    "films alone": {"film_share": 1.0},
+}
+# The cameras of the GoPro + spike set.
+PROTOCOL = {
+    "gain": (1.0, 1.0), "light_change": 0.0, "frame_noise": (0.0, 0.0), "threshold": (1.0, 1.0),
+    "dark_current": (0.0, 0.0), "spike_noise": (0.0, 0.0), "threshold_spread": (0.0, 0.0),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Scores one camera after the other."""
+    args = _arguments()
+    model, params, config = load_for_inference(args.checkpoint)
+    if jax.default_backend() == "cpu":
+        model = _in_float32(model)
+    voxel = config.data.voxel
+    step = jax.jit(make_restore_step(model, voxel.log, voxel.mean, voxel.std))
+
+    def restore(batch):
+        blur, counts = (np.stack(arrays) for arrays in zip(*batch, strict=True))
+        return list(np.asarray(step(params, blur, counts)))
+
+    table = Table(title=f"{args.checkpoint}, {args.clips} held-out clips each")
+    for title in ("cameras", "blurred", "TFP", "restored", "worse frames"):
+        table.add_column(title)
+    found = {}
+    for name, changes in CAMERAS.items():
+        clips = eval_clips(_data(config.data, args, changes))
+        scores = evaluate(restore, clips, voxel.bins, batch_size=4, baselines=True)
+        pairs = [
+            (after["psnr_rgb"], before["psnr_rgb"])
+            for sequence in dict.fromkeys(key for key, _ in scores.frames)
+            for after, before in zip(
+                scores.frames[sequence, "restored"], scores.frames[sequence, "blurred"], strict=True
+            )
+        ]
+        worse = sum(after < before for after, before in pairs)
+        means = {m: scores.mean(m) for m in ("blurred", "tfp", "tfi", "restored")}
+        found[name] = means | {"frames": len(pairs), "worse": worse}
+        cells = [f"{means[m]['psnr_rgb']:.2f}" for m in ("blurred", "tfp", "restored")]
+        table.add_row(name, *cells, f"{worse} of {len(pairs)}")
+    Console().print(table)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _data(data: ml_collections.ConfigDict, args, changes) -> ml_collections.ConfigDict:
+    data = ml_collections.ConfigDict(data.to_dict())
+    render = {**data.scenes.render.to_dict(), **PROTOCOL, "photographs": (), "films": ()}
+    for name in ("photographs", "films"):
+        render[f"eval_{name}"] = (str(args.media / "eval" / name),) if args.media else ()
+    for name, value in changes.items():
+        if name == "spike_scale":
+            data.spike_scale = value
+        else:
+            render[name] = value
+    data.scenes.render = ml_collections.ConfigDict(render)
+    data.scenes.eval_clips = args.clips
+    data.scenes.height = data.scenes.width = args.size
+    return data
+
+
+def _in_float32(model):
+    """Half precision is emulated on CPUs."""
+    if hasattr(model, "vrt"):
+        return model.clone(vrt=model.vrt.clone(dtype=np.float32))
+    return model.clone(dtype=np.float32)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=pathlib.Path, default=weights.SMALL)
+    parser.add_argument("--media", type=pathlib.Path, help="folder of held-out media")
+    parser.add_argument("--clips", type=int, default=64, help="clips for each camera")
+    parser.add_argument("--size", type=int, default=96, help="height and width of the clips")
+    parser.add_argument("--json", type=pathlib.Path, help="write the scores here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
