@@ -6,10 +6,10 @@
 The argument after the colon is the model's name: "vrt_spike" (default), "vrt" (the same backbone
 without spikes) or "unet_spike" (a plain single-frame U-Net with spikes, to compare with).
 
-At full and half size, where attention costs most and a window sees least, residual convolutions
-treat each frame on its own; attention and warping, which bring the frames together, work at 1/4 and
-1/8. Spikes enter at every scale and beside the first convolution. There is no flow network. Widths
-and heads are what the kernels take without padding.
+At scales 1, 1/2 and 1/4, where attention costs most and a window sees least, residual convolutions
+treat each frame on its own; attention and warping, which bring the frames together, work at 1/8.
+Spikes enter at every scale and beside the first convolution. There is no flow network. Clips to train
+on are cut and exposed on the accelerator, from films and rendered scenes (docs/data.md).
 """
 
 import ml_collections
@@ -39,7 +39,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     data.steps = 88
     data.voxel.bins = BINS
     data.voxel.mean, data.voxel.std = 0.9, 0.5
-    data.num_workers = 12
+    data.num_workers = 0
+    data.scenes.on_device = True
+    data.scenes.reels = 512
     data.scenes.train_clips = 2**24
     data.scenes.eval_clips = 32
     data.scenes.height = data.scenes.width = data.crop_size
@@ -79,11 +81,11 @@ def render_config() -> ml_collections.ConfigDict:
 def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
     """The backbone with or without spikes."""
     vrt = model.vrt
-    vrt.conv_scales = 2
-    vrt.depths = (2, 3, 4, 10, 4, 3, 3, 2)
+    vrt.conv_scales = 3
+    vrt.depths = (2, 4, 3, 4, 3, 3, 2, 2)
     vrt.indep_reconsts = ()
-    vrt.embed_dims = (32, 64, 64, 64, 64, 64, 32, 32)
-    vrt.num_heads = (2,) * 8
+    vrt.embed_dims = (32, 64, 80, 80, 80, 64, 32, 32)
+    vrt.num_heads = (2, 4, 5, 5, 5, 4, 2, 2)
     vrt.mul_attn_ratio = 0.5  # so that both groups of a stage have plain and shifted windows
     vrt.drop_path_rate = 0.0
     vrt.optical_flow = "none"
