@@ -1,6 +1,6 @@
 """Makes the pictures of `docs/` with the commands that they are about.
 
-    python scripts/doc_pictures.py --checkpoint runs/quickstart --out docs/pictures
+    python scripts/doc_pictures.py --out docs/pictures
 
 A moving scene of two photographs that scikit-image ships becomes a video; `simulate` turns it into
 blurred frames and spikes, `inspect` looks at these, `deblur` and `evaluate` restore them, and a
@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import skimage.data
 
+from vrtspike_jax.weights import SMALL
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = (240, 352)
 
@@ -27,20 +29,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="trained model")
+    parser.add_argument("--checkpoint", type=pathlib.Path, default=SMALL, help="trained model")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "pictures")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder).resolve()
         _write_video(work / "scene", 11 * 7)
-        _run("simulate", "--video", work / "scene", "--out", work / "set", "--substeps", 3)
+        _run("simulate", "--video", work / "scene", "--out", work / "set", "--substeps", 8)
         sequence = work / "set" / "test" / "scene"
         spikes = sequence / "spike"
         first = spikes / "00000003.dat"
         _run("inspect", first, "--out", work / "look", "--window", 16)
-        shutil.copytree(args.checkpoint, work / "runs" / args.checkpoint.name)
-        checkpoint = ("--checkpoint", work / "runs" / args.checkpoint.name)
+        copy = shutil.copytree if args.checkpoint.is_dir() else shutil.copy
+        (work / "runs").mkdir()
+        checkpoint = ("--checkpoint", copy(args.checkpoint, work / "runs" / args.checkpoint.name))
         _run("evaluate", "--data", work / "set", "--out", work / "scores", *checkpoint)
         # The page names files by their full paths, which shall not be those of this machine.
         metrics = work / "scores" / "metrics.json"
@@ -66,7 +69,7 @@ def _run(*command) -> None:
 def _write_video(folder: pathlib.Path, count: int) -> None:
     """A pan over one photograph while a part of another crosses it, one to four pixels a frame."""
     folder.mkdir()
-    back = cv2.resize(skimage.data.astronaut(), (640, 640), interpolation=cv2.INTER_CUBIC)
+    back = skimage.data.coffee()  # both photographs are kept from training
     front = cv2.resize(skimage.data.chelsea()[20:260, 80:380], (150, 120))
     y, x = np.mgrid[:120, :150]
     mask = (((y - 60) / 55) ** 2 + ((x - 75) / 70) ** 2 < 1).astype(np.float32)
