@@ -56,6 +56,20 @@ def test_an_identity_model_returns_the_frames_exactly(dtype, count, size, spike_
     np.testing.assert_array_equal(restored, frames)
 
 
+@pytest.mark.parametrize("spike_size", [(40, 48), (37, 41)])  # these share no grid with the frames
+@pytest.mark.parametrize(("steps", "brightness"), [(4, 0.5), (8, 1.0), (16, 1.0)])
+def test_the_counts_of_a_faster_camera_are_scaled_down(steps, brightness, spike_size):
+    def mean_count(params, frames, voxels):
+        return jnp.full((*frames.shape[:4], 3), jnp.mean(voxels.astype(jnp.float32)) / 4)
+
+    settings = VoxelSettings(bins=4, log=False, steps=8)
+    restorer = Restorer(mean_count, {}, settings)
+    frames = np.zeros((3, 80, 96, 3), np.float32)
+    spikes = np.ones((3, steps, *spike_size), np.uint8)
+    restored = restorer.restore(frames, spikes)
+    np.testing.assert_allclose(restored, brightness * 0.5, rtol=1e-5)
+
+
 def test_tiles_and_clips_agree_with_the_whole():
     frames, spikes = sequence(6, 200, 264, np.float32, (100, 132))
     restorer = make(local)

@@ -49,6 +49,8 @@ class FrameStore(Protocol):
 
     def geometry(self, sequence: int) -> Geometry: ...
 
+    def steps(self, sequence: int) -> int: ...
+
     def read(
         self, sequence: int, frame: int, crop: Crop
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,6 +30,10 @@ class FileStore:
     def geometry(self, sequence: int) -> Geometry:
         return self._sequences[sequence].geometry
 
+    def steps(self, sequence: int) -> int:
+        """Spike steps of the longest exposure."""
+        return max(last - first for first, last in self._sequences[sequence].exposures)
+
     def read(
         self, sequence: int, frame: int, crop: Crop
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -143,6 +143,7 @@ def _plan(restorer: Restorer, frames, exposures: Exposures, tiling: Tiling) -> P
         frames.size,
         exposures.size,
         frames.dtype,
+        steps=exposures.steps[1],
         tile=tiling.tile,
         tile_overlap=tiling.tile_overlap,
         clip=tiling.clip,

@@ -188,7 +188,8 @@ def score_split(
             stream = _read_all(sequence, length)
         else:
             geometry = store.geometry(number)
-            plan = restorer.plan(geometry.frame, geometry.spike, **tiling)
+            steps = store.steps(number)
+            plan = restorer.plan(geometry.frame, geometry.spike, steps=steps, **tiling)
             stream = restorer.stream(plan, length, sequence.read)
         started = time.perf_counter()
         for index, restored in stream:

@@ -69,9 +69,11 @@ def voxelize(
 def normalize_counts(
     counts: np.ndarray, log: bool = True, mean: float = 0.0, std: float = 1.0
 ) -> Float32[np.ndarray, "*n H W K"]:
-    """Turns counts into network input: log1p if `log`, then (value - mean) / std, float32."""
+    """Turns counts, whole or scaled, into network input: log1p if `log`, then (v - mean) / std."""
     if not std > 0:
         raise ValueError(f"found std {std}, wanted a positive number")
+    if np.issubdtype(counts.dtype, np.floating):
+        return (((np.log1p(counts) if log else counts) - mean) / std).astype(np.float32)
     # Few distinct values, so a table beats a logarithm of every voxel.
     size = max(int(counts.max(initial=0)) + 1, 256)
     table = np.arange(size, dtype=np.float64)
