@@ -65,6 +65,11 @@ def test_a_leak_with_every_validation_is_caught(soak):
     assert failed(soak, samples) == ["growth of memory held"]
 
 
+def test_memory_given_back_is_not_called_flat_since_it_may_hide_a_leak(soak):
+    samples = run(soak, lambda step: 3000 - 0.3 * step)
+    assert failed(soak, samples) == ["growth of memory held"]
+
+
 @pytest.mark.parametrize("steps", [100, 2 * EVAL_EVERY + 100])
 def test_a_run_too_short_to_show_a_leak_is_not_called_good(soak, steps):
     samples = run(soak, lambda step: 2000, step_seconds=60 * MINUTES / steps)
