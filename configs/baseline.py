@@ -52,7 +52,7 @@ def model_config() -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"  # compute dtype: float32, bfloat16, float16; parameters are float32
     # What the backward pass computes again instead of keeping: "none", "light" (whole blocks, save
     # for the attention kernels), "attn", "ffn", "block".
-    model.remat = "block"
+    model.remat = "light"
     # Implementation of attention, feed-forward, warping and sampling: "auto" (own kernels on CUDA
     # GPUs), "xla", "pallas", "cudnn" (of attention).
     model.kernels = "auto"
