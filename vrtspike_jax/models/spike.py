@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.models.layers import Conv, Dense, LayerNorm, gelu
 from vrtspike_jax.ops import resize_bilinear, temporal_attention
+from vrtspike_jax.ops.dispatch import without_cudnn
 
 
 class ResidualBlock3D(nn.Module):
@@ -87,12 +88,14 @@ class TemporalAttention(nn.Module):
         time_slope: Where each head's learned slope starts, by which logits fall with the distance
             in frames (ALiBi, Press et al., 2022, learned). 0, as published, is without: then
             nothing tells a head which memory belongs to its own frame.
+        kernels: As in `VRT`; "cudnn" has none for this and means "auto".
         dtype: Compute dtype; softmax is float32.
     """
 
     heads: int
     dropout: float = 0.0
     time_slope: float = 0.0
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -125,7 +128,7 @@ class TemporalAttention(nn.Module):
             slope = self.param("time_slope", start, (self.heads,))
             times = jnp.arange(q.shape[1])[:, None], jnp.arange(k.shape[1])
             bias = -slope[:, None, None] * jnp.abs(times[0] - times[1])
-        out = temporal_attention(q, k, v, bias, drop)
+        out = temporal_attention(q, k, v, bias, drop, without_cudnn(self.kernels))
         out = rearrange(out, "b t p n d -> b t p (n d)")
         return Dense(c, dtype=self.dtype, name="out_proj")(out)
 
@@ -170,6 +173,7 @@ class SpikeTemporalSelfAttention(nn.Module):
         dropout: Dropout rate of the attention weights.
         mlp_ratio: Width of the feed-forward layer over the channels.
         time_slope: As in `TemporalAttention`.
+        kernels: As in `TemporalAttention`.
         dtype: Compute dtype.
     """
 
@@ -177,13 +181,14 @@ class SpikeTemporalSelfAttention(nn.Module):
     dropout: float = 0.0
     mlp_ratio: float = 2.0
     time_slope: float = 0.0
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t p c"], train: bool = False) -> Array:
         y = LayerNorm(dtype=self.dtype, name="ln1")(x)
         attention = TemporalAttention(
-            self.heads, self.dropout, self.time_slope, self.dtype, name="attn"
+            self.heads, self.dropout, self.time_slope, self.kernels, self.dtype, name="attn"
         )
         x = x + attention(y, y, train)
         y = LayerNorm(dtype=self.dtype, name="ln2")(x)
@@ -204,13 +209,15 @@ class SpikeTemporalSA(nn.Module):
     mlp_ratio: float = 2.0
     time_slope: float = 0.0
     max_batch_tokens: int | None = None
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, features: Sequence[Float[Array, "b t h w c"]], train: bool = False
     ) -> list[Float[Array, "b t h w c"]]:
-        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope, self.dtype
+        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope
+        fields += self.kernels, self.dtype
         blocks = [
             SpikeTemporalSelfAttention(*fields, name=f"blocks_{i}") for i in range(len(features))
         ]
@@ -231,6 +238,7 @@ class TemporalCrossAttnFuseBlock(nn.Module):
     dropout: float = 0.0
     mlp_ratio: float = 2.0
     time_slope: float = 0.0
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -240,7 +248,7 @@ class TemporalCrossAttnFuseBlock(nn.Module):
         query = LayerNorm(dtype=self.dtype, name="ln_q")(frames)
         memory = LayerNorm(dtype=self.dtype, name="ln_kv")(spikes)
         attention = TemporalAttention(
-            self.heads, self.dropout, self.time_slope, self.dtype, name="attn_attn"
+            self.heads, self.dropout, self.time_slope, self.kernels, self.dtype, name="attn_attn"
         )
         x = frames + attention(query, memory, train)
         y = LayerNorm(dtype=self.dtype, name="ln_ffn")(x)
@@ -289,6 +297,7 @@ class TemporalCrossAttnFuse(nn.Module):
     mlp_ratio: float = 2.0
     time_slope: float = 0.0
     max_batch_tokens: int | None = None
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -296,7 +305,8 @@ class TemporalCrossAttnFuse(nn.Module):
 
     def _block(self) -> nn.Module:
         """The block of one scale, without parameters yet."""
-        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope, self.dtype
+        fields = self.heads, self.dropout, self.mlp_ratio, self.time_slope
+        fields += self.kernels, self.dtype
         return TemporalCrossAttnFuseBlock(*fields)
 
     def __call__(
@@ -317,7 +327,7 @@ class ConcatFuse(TemporalCrossAttnFuse):
     """`ConcatFuseBlock` after each of the encoder's stages; not in the published model.
 
     Attributes:
-        heads, dropout, time_slope: Without effect, as nothing attends.
+        heads, dropout, time_slope, kernels: Without effect, as nothing attends.
         (others): as in `TemporalCrossAttnFuse`.
     """
 

@@ -70,7 +70,7 @@ class VRTWithSpike(nn.Module):
     fusion: str = "cross_attention"
 
     def setup(self) -> None:
-        dtype = self.vrt.dtype
+        dtype, kernels = self.vrt.dtype, self.vrt.kernels
         self.spike_encoder = SpikeEncoder3D(
             self.channels_per_scale,
             self.temporal_strides,
@@ -85,6 +85,7 @@ class VRTWithSpike(nn.Module):
                 self.tsa_mlp_ratio,
                 self.time_slope,
                 self.max_batch_tokens,
+                kernels,
                 dtype,
             )
         if self.spike_input:
@@ -98,6 +99,7 @@ class VRTWithSpike(nn.Module):
             self.fuse_mlp_ratio,
             self.time_slope,
             self.max_batch_tokens,
+            kernels,
             dtype,
         )
         if self.fusion == "concat":

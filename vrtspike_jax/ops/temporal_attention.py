@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-IMPLEMENTATIONS = ("auto", "products", "sums")
-# Most pairs of frames for which "auto" takes sums, and for which their gradient is by sums too:
+from vrtspike_jax.ops import dispatch
+
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret", "products", "sums")
+# Most pairs of frames for which "xla" takes sums, and for which their gradient is by sums too:
 # beyond, that is faster by products.
 LARGEST_SUM, LARGEST_SUM_GRADIENT = 64, 12
 
@@ -24,7 +27,8 @@ def temporal_attention(
     """Scaled dot-product attention over S frames, for each pixel and head.
 
     Matrix units are idle on products of 5 x 24 by 24 x 5 numbers, and the layout they want costs
-    transposes of everything; sums over broadcast products read the arrays as they are.
+    transposes of everything; sums over broadcast products, and kernels, read the arrays as they
+    are.
 
     Args:
         q: Queries, already scaled.
@@ -33,8 +37,11 @@ def temporal_attention(
         bias: Added to the logits.
         drop: Applied to the weights (b, p, heads, t, s): dropout.
         implementation: "products" is the reference, by batched matrix products; "sums" by
-            broadcast multiplication; "auto" is "sums" on GPUs for short clips without dropout.
-            (On CPUs sums are no faster, and XLA of JAX 0.10 gets those with a bias wrong.)
+            broadcast multiplication; "xla" is "sums" on GPUs for short clips without dropout, and
+            "products" elsewhere. (On CPUs sums are no faster, and XLA of JAX 0.10 gets those with
+            a bias wrong.) "pallas" is one CUDA kernel each way for short clips without dropout,
+            and "xla" for others. "auto" is "pallas" on CUDA GPUs and "xla" elsewhere; "interpret"
+            runs the kernels on the CPU, for tests.
 
     Returns:
         Attended values in v's dtype; sums and softmax are float32.
@@ -42,11 +49,14 @@ def temporal_attention(
     Raises:
         ValueError: for an unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"temporal_attention: implementation {implementation!r}, want one of {IMPLEMENTATIONS}"
-        )
-    if implementation == "auto":
+    dispatch.check("temporal_attention", implementation, IMPLEMENTATIONS)
+    if drop is None and dispatch.uses_kernels(implementation):
+        kernels = dispatch.kernels("pallas_temporal")
+        interpret = implementation == "interpret"
+        plan = kernels and kernels.make_plan(q, k, v, bias is not None, interpret)
+        if plan is not None:
+            return _fused(plan, q, k, v, *(() if bias is None else (bias,)))
+    if implementation not in ("products", "sums"):
         few = q.shape[1] * k.shape[1] <= LARGEST_SUM
         sums = few and drop is None and jax.default_backend() == "gpu"
         implementation = "sums" if sums else "products"
@@ -61,8 +71,8 @@ def _products(
     q: Array,
     k: Array,
     v: Array,
-    bias: Array | None,
-    drop: Callable[[Array], Array] | None,
+    bias: Array | None = None,
+    drop: Callable[[Array], Array] | None = None,
 ) -> Array:
     logits = jnp.einsum("btpnd,bspnd->bpnts", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -90,8 +100,41 @@ def _attend_by_sums(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
 
 def _backward_by_sums(saved: tuple, dout: Array) -> tuple:
     few = saved[0].shape[1] * saved[1].shape[1] <= LARGEST_SUM_GRADIENT
-    attend = _sums if few else functools.partial(_products, drop=None)
+    attend = _sums if few else _products
     return jax.vjp(attend, *saved)[1](dout)
 
 
 _attend_by_sums.defvjp(lambda *args: (_sums(*args), args), _backward_by_sums)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(plan: Any, *args: Array) -> Array:
+    """By the kernels on CUDA, by products elsewhere; the choice falls at lowering.
+
+    Args:
+        plan: The kernels' plan.
+        *args: Queries, keys, values and, if there is one, the bias: all that is kept.
+    """
+    return _run_forward(plan, *args)
+
+
+_fused.defvjp(
+    lambda plan, *args: (_run_forward(plan, *args), args),
+    lambda plan, saved, dout: _run_backward(plan, dout, *saved),
+)
+
+
+# Jitted, so that blocks of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=0)
+def _run_forward(plan: Any, *args: Array) -> Array:
+    cuda = functools.partial(dispatch.kernels("pallas_temporal").forward, plan)
+    return dispatch.on_cuda(cuda, _products, *args, interpret=plan.interpret)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_backward(plan: Any, dout: Array, *args: Array) -> tuple[Array, ...]:
+    def otherwise(dout: Array, *args: Array) -> tuple[Array, ...]:
+        return jax.vjp(_products, *args)[1](dout)
+
+    cuda = functools.partial(dispatch.kernels("pallas_temporal").backward, plan)
+    return dispatch.on_cuda(cuda, otherwise, dout, *args, interpret=plan.interpret)
