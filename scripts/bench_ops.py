@@ -119,6 +119,21 @@ def deform_case(noise: float, n: int = 8, size: int = 256, channels: int = 96) -
     return Case(name, make, call, ("xla", "pallas"), 4)
 
 
+def temporal_case(clips: int, frames: int, pixels: int, heads: int, dim: int) -> Case:
+    """Attention over the frames of a clip at each pixel, with a bias."""
+
+    def make(key: Array) -> tuple:
+        first, second = jax.random.split(key)
+        q, k, v = _normal(first, *[(clips, frames, pixels, heads, dim)] * 3)
+        return q * dim**-0.5, k, v, jax.random.normal(second, (heads, frames, frames))
+
+    def call(implementation: str, *arguments: Array) -> Array:
+        return ops.temporal_attention(*arguments, implementation=implementation)
+
+    name = f"attention over time, {clips} x {pixels} pixels x {frames} frames x {heads} x {dim}"
+    return Case(name, make, call, ("products", "sums", "pallas"), 4)
+
+
 CASES = [
     attention_case(1024, 320, 6, 16, bias=True),
     attention_case(3072, 128, 6, 16, bias=True),
@@ -129,6 +144,8 @@ CASES = [
     shifted_case(6, (2, 8, 8), mutual=True),
     deform_case(1.0),
     deform_case(10.0),
+    temporal_case(16, 5, 9216, 4, 8),
+    temporal_case(1, 5, 65536, 4, 24),
 ]
 
 
