@@ -8,8 +8,8 @@ without spikes) or "unet_spike" (a plain single-frame U-Net with spikes, to comp
 
 At scales 1, 1/2 and 1/4, where attention costs most and a window sees least, residual convolutions
 treat each frame on its own; attention and warping, which bring the frames together, work at 1/8.
-Spikes enter at every scale and beside the first convolution. There is no flow network. Clips to train
-on are cut and exposed on the accelerator, from films and rendered scenes (docs/data.md).
+Spikes enter at every scale and beside the first convolution. There is no flow network. Training
+clips are cut and exposed on the accelerator, from films and rendered scenes (docs/data.md).
 """
 
 import ml_collections
