@@ -67,6 +67,7 @@ def _proportional(factors):
 )
 def test_advice_is_the_largest_batch_that_fits(limit, wanted):
     config = load_config(str(CONFIG))
+    config.model.remat = "block"
     measure = _proportional({"none": 10, "block": 2.5, "attn": 5, "ffn": 6})
     trials = [measure(b, c, r) for b in (1, 2) for c in (128, 256) for r in ("none", "block")]
     advice = doctor.advise(config, trials, limit, measure)

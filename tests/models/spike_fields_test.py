@@ -126,8 +126,11 @@ def test_a_guide_is_added_to_the_first_features(clip):
     found = small_models.quickly(restore, params, jnp.zeros((1, 2, 32, 32, 1)) + shift)
     first = params["conv_first"]
     shifted = params | {"conv_first": first | {"bias": first["bias"] + shift}}
-    wanted = small_models.quickly(restore, shifted, jnp.zeros((1, 2, 32, 32, CHANNELS[0])))
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    nothing = jnp.zeros((1, 2, 32, 32, CHANNELS[0]))
+    wanted = small_models.quickly(restore, shifted, nothing)
+    assert np.abs(found - small_models.quickly(restore, params, nothing)).max() > 0.1
+    # Weights this large make rounding grow, differently with each number of threads.
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_concatenation_mixes_neither_frames_nor_pixels():
