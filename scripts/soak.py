@@ -7,7 +7,7 @@ when the time is over, and prints a table. Exit code 1 if a limit is exceeded, o
 short to tell.
 
 Memory counts from the second validation on: up to there programs are compiled and pools are filled.
-A step's working memory comes and goes, so what is compared over time is the least that is held. It
+A step's working memory comes and goes, so what is compared is the least held in each stretch. It
 must be flat both ways: memory that is given back at the same time would hide a leak.
 """
 
@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # checkpoints fall in between. So many more must pass, or the run was too short to show a slow leak.
 SETTLING_VALIDATIONS = 2
 MEASURED_VALIDATIONS = 4
-# Stretches of time of which the least memory is compared: long enough for each to hold a moment
-# between two steps.
+# Stretches, of equally many steps, of which the least memory is compared. Each holds moments between
+# two steps however slow the machine is at times, which stretches of time would not.
 STRETCHES = 24
 # Change of the memory held after settling, up or down, and share of the time spent waiting for
 # input.
@@ -133,14 +133,14 @@ def settled(samples: list[Sample]) -> list[Sample]:
 
 
 def held(samples: list[Sample]) -> list[Sample]:
-    """The sample with the least memory of each of STRETCHES equal stretches of time."""
+    """The sample with the least memory of each of STRETCHES stretches of equally many steps."""
     if not samples:
         return []
-    first, last = samples[0].seconds, samples[-1].seconds
-    length = max(last - first, 1e-9) / STRETCHES
+    first = samples[0].step
+    length = max(samples[-1].step - first, 1) / STRETCHES
     least: dict[int, Sample] = {}
     for sample in samples:
-        stretch = min(int((sample.seconds - first) / length), STRETCHES - 1)
+        stretch = min(int((sample.step - first) / length), STRETCHES - 1)
         if stretch not in least or sample.mib < least[stretch].mib:
             least[stretch] = sample
     return list(least.values())

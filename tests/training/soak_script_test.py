@@ -44,6 +44,18 @@ def test_memory_that_comes_and_goes_within_a_step_is_no_growth(soak):
     assert failed(soak, run(soak, lambda step: 2000)) == []
 
 
+def test_a_time_in_which_hardly_a_step_ends_is_no_change(soak):
+    slow_from, slow_until, seconds_per_slow_step = 600, 2400, 50
+    samples = []
+    for sample in run(soak, lambda step: 2000):
+        slow = min(max(sample.seconds - slow_from, 0), slow_until - slow_from)
+        step = int(sample.seconds - slow + slow / seconds_per_slow_step)
+        busy = slow_from <= sample.seconds < slow_until
+        mib = 2000 + WORKSPACE if busy else sample.mib
+        samples.append(soak.Sample(sample.seconds, mib, 1, step, step // EVAL_EVERY))
+    assert failed(soak, samples) == []
+
+
 def test_what_the_first_validations_add_does_not_count(soak):
     def settling(step):
         return 2000 + 132 * (step >= EVAL_EVERY) + 20 * (step >= 2 * EVAL_EVERY)
