@@ -61,13 +61,21 @@ def _join(leaves: list[jax.Array]) -> jax.Array:
     size = sum(leaf.size for leaf in leaves)
     # An empty group is all padding: checkpoints cannot hold arrays without elements.
     padding = jnp.zeros(-size % MULTIPLE if size else MULTIPLE, jnp.float32)
-    return jnp.concatenate([leaf.reshape(-1) for leaf in leaves] + [padding])
+    return _alone(jnp.concatenate([leaf.reshape(-1) for leaf in leaves] + [padding]))
 
 
 def _split(vector: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     sizes = [int(np.prod(shape)) for shape in shapes]
-    starts = np.cumsum([0, *sizes])
+    starts, vector = np.cumsum([0, *sizes]), _alone(vector)
     return [
         jax.lax.slice(vector, (start,), (start + size,)).reshape(shape)
         for start, size, shape in zip(starts, sizes, shapes, strict=False)
     ]
+
+
+def _alone(vector: jax.Array) -> jax.Array:
+    """Keeps the compiler from fusing a vector's arithmetic with a thousand parts of it.
+
+    It tries that pair by pair, for a minute, and undoes the packing where it succeeds.
+    """
+    return jax.lax.optimization_barrier(vector)
