@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
 
 TAPS = 9
 # Name of the result, for rematerialisation policies.
@@ -188,12 +189,14 @@ def _convolve(
     implementation: str,
 ) -> Array:
     dispatch.check("deform_conv2d", implementation, IMPLEMENTATIONS)
-    kernels = dispatch.kernels("pallas_deform") if dispatch.uses_kernels(implementation) else None
+    wanted = dispatch.uses_kernels(implementation, splits_rows(x, raw))
+    kernels = dispatch.kernels("pallas_deform") if wanted else None
+    split = split_batch("deform_conv2d", x.shape[0], x, raw)
     groups = raw.shape[3] * raw.shape[-1]
     plan = None
     if kernels is not None:
         plan = kernels.make_plan(
-            size=x.shape[:3],
+            size=split.shape(x).shape[:3],
             groups=groups,
             quad=raw.shape[-1],
             sources=1 if flow is None else flow.shape[-2],
@@ -203,9 +206,10 @@ def _convolve(
             interpret=implementation == "interpret",
         )
     if plan is None:
-        out = _reference(x, raw, flow, weight, magnitude)
+        reference = functools.partial(_reference, magnitude=magnitude)
+        out = split.over(reference, (0, 0, 0, None), 0)(x, raw, flow, weight)
     else:
-        out = _fused(plan, x, raw, flow, weight)
+        out = _fused(plan, split, x, raw, flow, weight)
     out = checkpoint_name(out, SAVED_NAME)
     return out if bias is None else out + bias.astype(x.dtype)
 
@@ -243,48 +247,47 @@ def _dense(weight: Float[Array, "3 3 c f"], c_in: int) -> Float[Array, "9 c_in f
     return mixed.reshape(TAPS, c_in, f)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(
+    plan: Any, split: Split, x: Array, raw: Array, flow: Array | None, weight: Array
+) -> Array:
     """Convolution by kernels on CUDA and by the reference elsewhere; the choice falls at lowering.
 
     The derivative is defined here, around the choice, so that all platforms keep the same arrays:
     the inputs, and no columns.
     """
-    return _fused_forward(plan, x, raw, flow, weight)[0]
+    return _fused_forward(plan, split, x, raw, flow, weight)[0]
 
 
 def _fused_forward(
-    plan: Any, x: Array, raw: Array, flow: Array | None, weight: Array
+    plan: Any, split: Split, x: Array, raw: Array, flow: Array | None, weight: Array
 ) -> tuple[Array, tuple]:
     saved = (x, raw, flow, weight)
-    return _run_forward(plan, *saved), saved
+    return _run_forward(plan, split, *saved), saved
 
 
-def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
-    return _run_backward(plan, *saved, dout)
+def _fused_backward(plan: Any, split: Split, saved: tuple, dout: Array) -> tuple:
+    return _run_backward(plan, split, *saved, dout)
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
 # Jitted, so that layers of the same shapes are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=0)
-def _run_forward(plan: Any, *args: Any) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_forward(plan: Any, split: Split, *args: Any) -> Array:
     kernels = dispatch.kernels("pallas_deform")
 
     def cuda(x: Array, raw: Array, flow: Array | None, weight: Array) -> Array:
         return kernels.forward(plan, x, raw, flow, _dense(weight, x.shape[-1]))
 
-    return dispatch.on_cuda(
-        cuda,
-        functools.partial(_reference, magnitude=plan.magnitude),
-        *args,
-        interpret=plan.interpret,
-    )
+    otherwise = functools.partial(_reference, magnitude=plan.magnitude)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plan.interpret)
+    return split.over(run, (0, 0, 0, None), 0)(*args)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_backward(plan: Any, *args: Any) -> tuple:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_backward(plan: Any, split: Split, *args: Any) -> tuple:
     kernels = dispatch.kernels("pallas_deform")
 
     def cuda(x: Array, raw: Array, flow: Array | None, weight: Array, dout: Array) -> tuple:
@@ -296,4 +299,5 @@ def _run_backward(plan: Any, *args: Any) -> tuple:
         reference = functools.partial(_reference, magnitude=plan.magnitude)
         return jax.vjp(reference, x, raw, flow, weight)[1](dout)
 
-    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plan.interpret)
+    return split.over(run, (0, 0, 0, None, 0), (0, 0, 0, SUM))(*args)

@@ -28,15 +28,29 @@ def kernels(name: str) -> ModuleType | None:
         return None
 
 
-def uses_kernels(implementation: str) -> bool:
+def uses_kernels(implementation: str, rows_split: bool = False) -> bool:
     """Whether an operation is to be built around its kernels.
 
     "auto" asks for them on GPU hosts alone: elsewhere they would only be traced, and the backward
-    pass would recompute what the reference keeps.
+    pass would recompute what the reference keeps. Nor does it where devices share the rows of an
+    image: kernels would need all rows on each of them, XLA's operations exchange a few.
+
+    Args:
+        implementation: One of `IMPLEMENTATIONS`.
+        rows_split: From `partition.splits_rows`.
     """
     if implementation == "auto":
-        return jax.default_backend() == "gpu"
-    return implementation in ("pallas", "interpret")
+        found = jax.default_backend() == "gpu"
+        if found and rows_split:
+            warn_once("devices share the rows of an image: running 'xla', as kernels need all rows")
+        return found and not rows_split
+    found = implementation in ("pallas", "interpret")
+    if found and rows_split:
+        warn_once(
+            f"{implementation!r} where devices share the rows of an image: each kernel gathers the "
+            "rows, and all devices compute all of them; 'auto' and 'xla' do not"
+        )
+    return found
 
 
 def check(operation: str, implementation: str, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:

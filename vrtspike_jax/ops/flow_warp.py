@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import Split, split_batch, splits_rows
 
 MODES = ("bilinear", "nearest4")
 PADDINGS = ("zeros", "border")
@@ -71,14 +72,20 @@ def flow_warp(
     if flow.shape != (n, h, w, 2):
         raise ValueError(f"flow_warp: flow has shape {flow.shape}, want {(n, h, w, 2)}")
     flow = flow.astype(jnp.float32)
-    if (mode, padding) == ("bilinear", "zeros") and dispatch.uses_kernels(implementation):
+    split = split_batch("flow_warp", n, x, flow)
+    wanted = dispatch.uses_kernels(implementation, splits_rows(x, flow))
+    if (mode, padding) == ("bilinear", "zeros") and wanted:
         kernels = dispatch.kernels("pallas_warp")
         plan = kernels and kernels.make_plan(
-            x.shape[:3], x.shape[3], interpret=implementation == "interpret"
+            split.shape(x).shape[:3], x.shape[3], interpret=implementation == "interpret"
         )
         if plan is not None:
-            return _warp_features(plan, x, flow)
-    return _warp(x, flow, mode, padding)
+            return _warp_features(plan, split, x, flow)
+    return _warp_parts(split, x, flow, mode, padding)
+
+
+def _warp_parts(split: Split, x: Array, flow: Array, mode: str, padding: str) -> Array:
+    return split.over(functools.partial(_warp, mode=mode, padding=padding), 0, 0)(x, flow)
 
 
 def _warp(x: Array, flow: Array, mode: str, padding: str) -> Array:
@@ -102,28 +109,35 @@ def _warp(x: Array, flow: Array, mode: str, padding: str) -> Array:
     return sum(weight * _sample(x, r, c, padding) for weight, r, c in corners).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _warp_features(plan: Any, x: Array, flow: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _warp_features(plan: Any, split: Split, x: Array, flow: Array) -> Array:
     """Bilinear warping, zero outside, with a kernel for the gradient on CUDA."""
-    return _warp(x, flow, "bilinear", "zeros")
+    return _warp_parts(split, x, flow, "bilinear", "zeros")
 
 
-def _warp_features_forward(plan: Any, x: Array, flow: Array) -> tuple[Array, tuple]:
-    return _warp(x, flow, "bilinear", "zeros"), (x, flow)
+def _warp_features_forward(
+    plan: Any, split: Split, x: Array, flow: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _warp_parts(split, x, flow, "bilinear", "zeros"), (x, flow)
 
 
-def _warp_features_backward(plan: Any, saved: tuple, dout: Array) -> tuple[Array, Array]:
-    return _run_backward(plan, *saved, dout)
+def _warp_features_backward(
+    plan: Any, split: Split, saved: tuple[Array, Array], dout: Array
+) -> tuple[Array, Array]:
+    return _run_backward(plan, split, *saved, dout)
 
 
 _warp_features.defvjp(_warp_features_forward, _warp_features_backward)
 
 
 # Jitted, so that layers of the same shapes are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=0)
-def _run_backward(plan: Any, x: Array, flow: Array, dout: Array) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_backward(
+    plan: Any, split: Split, x: Array, flow: Array, dout: Array
+) -> tuple[Array, Array]:
     def otherwise(x: Array, flow: Array, dout: Array) -> tuple[Array, Array]:
         return jax.vjp(lambda *args: _warp(*args, "bilinear", "zeros"), x, flow)[1](dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_warp").backward, plan)
-    return dispatch.on_cuda(cuda, otherwise, x, flow, dout, interpret=plan.interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plan.interpret)
+    return split.over(run, 0, 0)(x, flow, dout)

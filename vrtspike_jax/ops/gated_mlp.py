@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
 EPSILON = 1e-5
@@ -52,16 +53,21 @@ def gated_mlp(
     """
     dispatch.check("gated_mlp", implementation, IMPLEMENTATIONS)
     weights = gamma, beta, w11, b11, w12, b12, w2, b2
-    kernels = dispatch.kernels("pallas_mlp") if dispatch.uses_kernels(implementation) else None
+    wanted = dispatch.uses_kernels(implementation, splits_rows(x, w11))
+    kernels = dispatch.kernels("pallas_mlp") if wanted else None
     if kernels is None:
         return _reference(x, branch_scale, *weights)
+    split = split_batch("gated_mlp", x.shape[0], x, w11)
     if branch_scale is None:
         branch_scale = jnp.ones(x.shape[0], jnp.float32)
     rows = x.size // x.shape[-1]
     plan = kernels.Plan(
-        rows, rows // x.shape[0], *w11.shape, interpret=implementation == "interpret"
+        rows // split.parts,
+        rows // x.shape[0],
+        *w11.shape,
+        interpret=implementation == "interpret",
     )
-    return _fused(plan, x, branch_scale, weights)
+    return _fused(plan, split, x, branch_scale, weights)
 
 
 def _reference(x: Array, branch_scale: Array | None, *weights: Array) -> Array:
@@ -80,39 +86,61 @@ def _reference(x: Array, branch_scale: Array | None, *weights: Array) -> Array:
     return x + y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...]) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(
+    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+) -> Array:
     """The block by its kernel on CUDA, by the reference elsewhere; the choice falls at lowering."""
-    return _fused_forward(plan, x, branch_scale, weights)[0]
+    return _fused_forward(plan, split, x, branch_scale, weights)[0]
 
 
 def _fused_forward(
-    plan: Any, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
 ) -> tuple[Array, tuple]:
-    return _run_forward(plan, x, branch_scale, *weights), (x, branch_scale, weights)
+    return _run_forward(plan, split, x, branch_scale, weights), (x, branch_scale, weights)
 
 
-def _fused_backward(plan: Any, saved: tuple, dout: Array) -> tuple:
+def _fused_backward(plan: Any, split: Split, saved: tuple, dout: Array) -> tuple:
     x, branch_scale, weights = saved
-    dx, *gradients = _run_backward(plan, x, branch_scale, dout, *weights)
-    return dx, jnp.zeros_like(branch_scale), tuple(gradients)
+    dx, gradients = _run_backward(plan, split, x, branch_scale, dout, weights)
+    return dx, jnp.zeros_like(branch_scale), gradients
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
 # Jitted, so that blocks of the same shapes are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=0)
-def _run_forward(plan: Any, *args: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_forward(
+    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+) -> Array:
     cuda = functools.partial(dispatch.kernels("pallas_mlp").forward, plan)
-    return dispatch.on_cuda(cuda, _reference, *args, interpret=plan.interpret)
+
+    def run(x: Array, branch_scale: Array, weights: tuple[Array, ...]) -> Array:
+        args = (x, branch_scale, *weights)
+        return dispatch.on_cuda(cuda, _reference, *args, interpret=plan.interpret)
+
+    return split.over(run, (0, 0, None), 0)(x, branch_scale, weights)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_backward(plan: Any, *args: Array) -> tuple[Array, ...]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_backward(
+    plan: Any,
+    split: Split,
+    x: Array,
+    branch_scale: Array,
+    dout: Array,
+    weights: tuple[Array, ...],
+) -> tuple[Array, tuple[Array, ...]]:
     def otherwise(x: Array, branch_scale: Array, dout: Array, *weights: Array) -> tuple:
         _, pull = jax.vjp(lambda x, *w: _reference(x, branch_scale, *w), x, *weights)
         return pull(dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_mlp").backward, plan)
-    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)
+
+    def run(x: Array, branch_scale: Array, dout: Array, weights: tuple[Array, ...]) -> tuple:
+        args = (x, branch_scale, dout, *weights)
+        dx, *gradients = dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)
+        return dx, tuple(gradients)
+
+    return split.over(run, (0, 0, 0, None), (0, SUM))(x, branch_scale, dout, weights)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret", "products", "sums")
 # Most pairs of frames for which "xla" takes sums, and for which their gradient is by sums too:
@@ -50,12 +51,14 @@ def temporal_attention(
         ValueError: for an unknown implementation.
     """
     dispatch.check("temporal_attention", implementation, IMPLEMENTATIONS)
-    if drop is None and dispatch.uses_kernels(implementation):
+    if drop is None and dispatch.uses_kernels(implementation, splits_rows(q, k, v)):
         kernels = dispatch.kernels("pallas_temporal")
         interpret = implementation == "interpret"
-        plan = kernels and kernels.make_plan(q, k, v, bias is not None, interpret)
+        split = split_batch("temporal_attention", q.shape[0], q, k, v)
+        parts = (split.shape(a) for a in (q, k, v))
+        plan = kernels and kernels.make_plan(*parts, bias is not None, interpret)
         if plan is not None:
-            return _fused(plan, q, k, v, *(() if bias is None else (bias,)))
+            return _fused(plan, split, q, k, v, *(() if bias is None else (bias,)))
     if implementation not in ("products", "sums"):
         few = q.shape[1] * k.shape[1] <= LARGEST_SUM
         sums = few and drop is None and jax.default_backend() == "gpu"
@@ -107,34 +110,38 @@ def _backward_by_sums(saved: tuple, dout: Array) -> tuple:
 _attend_by_sums.defvjp(lambda *args: (_sums(*args), args), _backward_by_sums)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(plan: Any, *args: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(plan: Any, split: Split, *args: Array) -> Array:
     """By the kernels on CUDA, by products elsewhere; the choice falls at lowering.
 
     Args:
-        plan: The kernels' plan.
+        plan: The kernels' plan, for one device's part.
+        split: Of the batch.
         *args: Queries, keys, values and, if there is one, the bias: all that is kept.
     """
-    return _run_forward(plan, *args)
+    return _run_forward(plan, split, *args)
 
 
 _fused.defvjp(
-    lambda plan, *args: (_run_forward(plan, *args), args),
-    lambda plan, saved, dout: _run_backward(plan, dout, *saved),
+    lambda plan, split, *args: (_run_forward(plan, split, *args), args),
+    lambda plan, split, saved, dout: _run_backward(plan, split, dout, *saved),
 )
 
 
 # Jitted, so that blocks of the same shapes are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=0)
-def _run_forward(plan: Any, *args: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_forward(plan: Any, split: Split, *args: Array) -> Array:
     cuda = functools.partial(dispatch.kernels("pallas_temporal").forward, plan)
-    return dispatch.on_cuda(cuda, _products, *args, interpret=plan.interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, _products, interpret=plan.interpret)
+    return split.over(run, (0, 0, 0, None)[: len(args)], 0)(*args)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_backward(plan: Any, dout: Array, *args: Array) -> tuple[Array, ...]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_backward(plan: Any, split: Split, dout: Array, *args: Array) -> tuple[Array, ...]:
     def otherwise(dout: Array, *args: Array) -> tuple[Array, ...]:
         return jax.vjp(_products, *args)[1](dout)
 
     cuda = functools.partial(dispatch.kernels("pallas_temporal").backward, plan)
-    return dispatch.on_cuda(cuda, otherwise, dout, *args, interpret=plan.interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plan.interpret)
+    inputs, outputs = (0, 0, 0, 0, None), (0, 0, 0, SUM)
+    return split.over(run, inputs[: 1 + len(args)], outputs[: len(args)])(dout, *args)

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
 from vrtspike_jax.ops.window_layout import (
     OTHER_REGION,
     FrameWindows,
@@ -97,21 +98,23 @@ def window_attention(
     dispatch.check("window_attention", implementation)
     m, n, heads, dim = q.shape
     regions = None if regions is None else jnp.asarray(regions)
-    kernels = _kernels(implementation)
+    kernels = _kernels(implementation, q)
     if implementation == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16):
         return dispatch.on_cuda(_attention_cudnn, attention_reference, q, k, v, bias, regions)
     if implementation == "cudnn":
         dispatch.warn_once("window_attention: 'cudnn' takes 16-bit inputs only; running 'xla'")
     if kernels is None:
         return attention_reference(q, k, v, bias, regions)
+    images = m if regions is None else m // regions.shape[0]
+    split = split_batch("window_attention", images, q, k, v)
     plan = kernels.make_plan(
-        PackedWindows(m, n),
+        PackedWindows(m // split.parts, n),
         heads,
         dim,
         shifted=regions is not None,
         interpret=implementation == "interpret",
     )
-    return _fused((plan,), attention_reference, (q, k, v), _float32(bias), regions)
+    return _fused((plan,), split, attention_reference, (q, k, v), _float32(bias), regions)
 
 
 def shifted_window_attention(
@@ -152,12 +155,14 @@ def shifted_window_attention(
     if any(s % w for s, w in zip(size, window, strict=True)):
         raise ValueError(f"shifted_window_attention: windows {window} do not tile {size}")
     reference = _ShiftedReference(window, shift, scale)
-    kernels = _kernels(implementation)
+    kernels = _kernels(implementation, qkv)
     tokens = math.prod(window)
     # The kernels' mutual attention needs whole tiles in each half.
     if kernels is None or (mutual is not None and (window[0] % 2 or tokens % 32)):
         return reference(qkv, mutual, bias, implementation=implementation)
     channels = qkv.shape[-1] // 3
+    split = split_batch("shifted_window_attention", qkv.shape[0], qkv)
+    batch = qkv.shape[0] // split.parts
     make = functools.partial(
         kernels.make_plan,
         heads=heads,
@@ -167,13 +172,13 @@ def shifted_window_attention(
         scale=float(scale),
         interpret=implementation == "interpret",
     )
-    layout = FrameWindows(qkv.shape[0], size, window, shift)
+    layout = FrameWindows(batch, size, window, shift)
     if mutual is None:
         plans = (make(layout),)
     else:
-        half = FrameWindows(qkv.shape[0], size, window, shift, mutual=True)
+        half = FrameWindows(batch, size, window, shift, mutual=True)
         plans = (make(layout, out_column=channels), make(half))
-    return _fused(plans, reference, (qkv, mutual), _float32(bias), None)
+    return _fused(plans, split, reference, (qkv, mutual), _float32(bias), None)
 
 
 def _float32(bias: Array | None) -> Array | None:
@@ -228,33 +233,46 @@ class _ShiftedReference:
         return jnp.concatenate([self._finish(aligned, size), self._finish(out, size)], axis=-1)
 
 
-def _kernels(implementation: str) -> Any:
-    return dispatch.kernels("pallas_attention") if dispatch.uses_kernels(implementation) else None
+def _kernels(implementation: str, x: Array) -> Any:
+    wanted = dispatch.uses_kernels(implementation, splits_rows(x))
+    return dispatch.kernels("pallas_attention") if wanted else None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _fused(
-    plans: tuple, reference: Callable, arrays: tuple, bias: Array | None, regions: Array | None
+    plans: tuple,
+    split: Split,
+    reference: Callable,
+    arrays: tuple,
+    bias: Array | None,
+    regions: Array | None,
 ) -> Array:
     """Attention by kernels on CUDA and by `reference` elsewhere; the choice falls at lowering.
 
     The derivative is defined here, around the choice, so that the arrays which it keeps are the
     same on all platforms. Elsewhere than on CUDA it recomputes the logits.
     """
-    return _fused_forward(plans, reference, arrays, bias, regions)[0]
+    return _fused_forward(plans, split, reference, arrays, bias, regions)[0]
 
 
 def _fused_forward(
-    plans: tuple, reference: Callable, arrays: tuple, bias: Array | None, regions: Array | None
+    plans: tuple,
+    split: Split,
+    reference: Callable,
+    arrays: tuple,
+    bias: Array | None,
+    regions: Array | None,
 ) -> tuple[Array, tuple]:
-    out, lse = _run_forward(plans, reference, arrays, bias, regions)
+    out, lse = _run_forward(plans, split, reference, arrays, bias, regions)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return out, (arrays, bias, regions, out, lse)
 
 
-def _fused_backward(plans: tuple, reference: Callable, saved: tuple, dout: Array) -> tuple:
-    gradients, dbias = _run_backward(plans, reference, *saved, dout)
+def _fused_backward(
+    plans: tuple, split: Split, reference: Callable, saved: tuple, dout: Array
+) -> tuple:
+    gradients, dbias = _run_backward(plans, split, reference, *saved, dout)
     return gradients, dbias, None
 
 
@@ -262,23 +280,27 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 # Jitted, so that blocks of the same shapes are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_forward(plans: tuple, reference: Callable, *args: Any) -> tuple[Array, list]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_forward(plans: tuple, split: Split, reference: Callable, *args: Any) -> tuple[Array, list]:
     def otherwise(arrays: tuple, bias: Array | None, regions: Array | None) -> tuple:
         shapes = [(p.heads, p.layout.windows * p.layout.tokens) for p in plans]
         return reference(*arrays, bias, regions), [jnp.zeros(s, jnp.float32) for s in shapes]
 
     kernels = dispatch.kernels("pallas_attention")
     cuda = functools.partial(kernels.run_forward, plans)
-    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plans[0].interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plans[0].interpret)
+    return split.over(run, (0, None, None), (0, 1))(*args)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_backward(plans: tuple, reference: Callable, *args: Any) -> tuple[Any, Array | None]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_backward(
+    plans: tuple, split: Split, reference: Callable, *args: Any
+) -> tuple[Any, Array | None]:
     def otherwise(arrays: tuple, bias: Array | None, regions: Array | None, *rest: Any) -> tuple:
         _, pull = jax.vjp(lambda a, b: reference(*a, b, regions), arrays, bias)
         return pull(rest[-1])
 
     kernels = dispatch.kernels("pallas_attention")
     cuda = functools.partial(kernels.run_backward, plans)
-    return dispatch.on_cuda(cuda, otherwise, *args, interpret=plans[0].interpret)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plans[0].interpret)
+    return split.over(run, (0, None, None, 0, 1, 0), (0, SUM))(*args)
