@@ -309,12 +309,14 @@ class VRT(nn.Module):
                 for step in range(1, distance + 1)
             ]
             return still, still
-        first = rearrange(frames[:, :-1], "b t h w c -> (b t) h w c")
-        second = rearrange(frames[:, 1:], "b t h w c -> (b t) h w c")
-        flows = SpyNet(name="spynet")(
-            jnp.concatenate([first, second]), jnp.concatenate([second, first])
-        )
-        flows = [rearrange(f, "(two b t) h w c -> two b t h w c", two=2, b=b) for f in flows]
+        first, second = frames[:, :-1], frames[:, 1:]
+        # Clip after clip, so that devices that share the clips share the pairs too.
+        pairs = [
+            rearrange(jnp.stack(pair, axis=1), "b two t h w c -> (b two t) h w c")
+            for pair in ((first, second), (second, first))
+        ]
+        flows = SpyNet(name="spynet")(*pairs)
+        flows = [rearrange(f, "(b two t) h w c -> two b t h w c", two=2, b=b) for f in flows]
         backward = compose_flows([[f[0] for f in flows]], distance, backward=True)
         forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
         return backward, forward

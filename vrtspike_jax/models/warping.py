@@ -194,12 +194,15 @@ class ParallelWarping(nn.Module):
             name="pa_deform",
         )(sources, _both(x[:, :-1], x[:, 1:]), flows)
         from_next, from_previous = rearrange(
-            aligned, "(two b t) h w c -> two b t h w c", two=2, b=b
+            aligned, "(b two t) h w c -> two b t h w c", two=2, b=b
         )
         x = jnp.concatenate([x, _delay(from_next, -1), _delay(from_previous, 1)], axis=-1)
         return GatedMlp(3 * self.dim, self.dim, self.dtype, name="pa_fuse")(x)
 
 
 def _both(first: Array, second: Array) -> Float[Array, "n h w c"]:
-    """Joins both directions' frames in one batch."""
-    return rearrange(jnp.stack([first, second]), "two b t h w c -> (two b t) h w c")
+    """Joins both directions' frames in one batch, clip after clip.
+
+    In this order devices that share the clips share the batch too, and move nothing.
+    """
+    return rearrange(jnp.stack([first, second], axis=1), "b two t h w c -> (b two t) h w c")
