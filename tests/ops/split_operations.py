@@ -89,6 +89,23 @@ def over_time(biased):
     return run, split, [normal(3, 2, 3, 3)] if biased else []
 
 
+def transformed():
+    """The feed-forward block recomputed, in a loop, for both halves of the frames by `vmap`."""
+    block, split, weights = feed_forward(True)
+
+    def run(x, scale, *weights, implementation):
+        @jax.checkpoint
+        def body(x, _):
+            return block(x, scale, *weights, implementation=implementation), None
+
+        def halves(x):
+            return jax.lax.scan(body, x, None, length=2)[0]
+
+        return jax.vmap(halves, in_axes=2, out_axes=2)(x)
+
+    return run, [split[0].reshape(BATCH, 3, 2, 5, 32), split[1]], weights
+
+
 OPERATIONS = {
     "packed windows": packed_windows,
     "self attention": functools.partial(shifted_windows, False),
@@ -100,6 +117,7 @@ OPERATIONS = {
     "deformable": deformable,
     "time": functools.partial(over_time, False),
     "time with bias": functools.partial(over_time, True),
+    "transformed": transformed,
 }
 
 

@@ -44,7 +44,9 @@ def test_every_operation_equals_itself_on_one_device(mesh):
     rows_split = mesh.endswith("2")
     for name, result in found.items():
         assert result["error"] < 2e-6, name
-        # Where devices share rows too, these gather the rows of their clips, and no other clips.
-        limit = 4 * result["part"] if rows_split else result["shared"]
+        # Gradients of what is shared; twice, as `vmap` sums its two after the devices have.
+        limit = 2 * result["shared"]
+        if rows_split:  # Then devices gather the rows of their clips, and no other clips.
+            limit = max(limit, result["part"])
         assert max(result["collectives"].values()) <= limit, name
     assert "rows" in warnings if rows_split else "rows" not in warnings
