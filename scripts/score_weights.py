@@ -20,6 +20,7 @@ from vrtspike_jax import weights
 from vrtspike_jax.data.pipeline import eval_clips
 from vrtspike_jax.evaluation import evaluate
 from vrtspike_jax.restoration.inference import make_restore_step
+from vrtspike_jax.restoration.restorer import from_model
 from vrtspike_jax.training.checkpoints import load_for_inference
 
 # Changes of `config.data.scenes.render`, and of `config.data.spike_scale`.
@@ -48,12 +49,14 @@ def main() -> None:
     model, params, config = load_for_inference(args.checkpoint)
     if jax.default_backend() == "cpu":
         model = _in_float32(model)
-    voxel = config.data.voxel
-    step = jax.jit(make_restore_step(model, voxel.log, voxel.mean, voxel.std))
+    restorer = from_model(model, params, config)
+    voxels = restorer.voxels
+    step = jax.jit(make_restore_step(model))
 
     def restore(batch):
         blur, counts = (np.stack(arrays) for arrays in zip(*batch, strict=True))
-        return list(np.asarray(step(params, blur, counts)))
+        counts = voxels.adapt(counts, voxels.steps, blur.shape[2:4])
+        return list(np.asarray(step(params, blur, voxels.normalize(counts))))
 
     table = Table(title=f"{args.checkpoint}, {args.clips} held-out clips each")
     for title in ("cameras", "blurred", "TFP", "restored", "worse frames"):
@@ -61,7 +64,7 @@ def main() -> None:
     found = {}
     for name, changes in CAMERAS.items():
         clips = eval_clips(_data(config.data, args, changes))
-        scores = evaluate(restore, clips, voxel.bins, batch_size=4, baselines=True)
+        scores = evaluate(restore, clips, voxels.bins, batch_size=4, baselines=True)
         pairs = [
             (after["psnr_rgb"], before["psnr_rgb"])
             for sequence in dict.fromkeys(key for key, _ in scores.frames)

@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # checkpoints fall in between. So many more must pass, or the run was too short to show a slow leak.
 SETTLING_VALIDATIONS = 2
 MEASURED_VALIDATIONS = 4
-# Stretches, of equally many steps, of which the least memory is compared. Each holds moments between
-# two steps however slow the machine is at times, which stretches of time would not.
+# Stretches, of equally many steps, of which the least memory is compared. Each holds moments
+# between two steps however slow the machine is at times, which stretches of time would not.
 STRETCHES = 24
 # Change of the memory held after settling, up or down, and share of the time spent waiting for
 # input.

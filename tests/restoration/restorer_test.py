@@ -9,8 +9,9 @@ import pytest
 
 from vrtspike_jax.restoration import planning
 from vrtspike_jax.restoration.inference import to_unit
-from vrtspike_jax.restoration.restorer import WHOLE, Restorer, VoxelSettings
+from vrtspike_jax.restoration.restorer import WHOLE, Restorer
 from vrtspike_jax.restoration.tiling import plan_grid
+from vrtspike_jax.restoration.voxels import VoxelSettings
 
 
 def identity(params, frames, voxels):
@@ -68,6 +69,31 @@ def test_the_counts_of_a_faster_camera_are_scaled_down(steps, brightness, spike_
     spikes = np.ones((3, steps, *spike_size), np.uint8)
     restored = restorer.restore(frames, spikes)
     np.testing.assert_allclose(restored, brightness * 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tile": 64, "tile_overlap": 16}])
+def test_the_counts_of_a_finer_camera_are_averaged_to_the_size_of_training(settings):
+    seen = []
+
+    def first_bin(params, frames, voxels):
+        seen.append(voxels.shape[2:4])
+        big = jnp.repeat(jnp.repeat(voxels[..., :1], 2, axis=2), 2, axis=3)
+        return jnp.broadcast_to(big / 4, frames.shape)
+
+    voxels = VoxelSettings(bins=2, log=False, spike_scale=(0.5, 0.5))
+    restorer = Restorer(first_bin, {}, voxels)
+    frames = np.zeros((3, 80, 96, 3), np.float32)
+    spikes = np.zeros((3, 8, 80, 96), np.uint8)
+    spikes[:, :2, 1::2] = 1  # 2 in the first bin of every other row: 1 on average
+    np.testing.assert_allclose(restorer.restore(frames, spikes, **settings), 0.25, rtol=1e-5)
+    assert all(rows * 2 in (64, 80) for rows, _ in seen)
+
+
+@pytest.mark.parametrize("camera", [(40, 48), (45, 53), (20, 24)])
+def test_the_counts_of_a_camera_as_in_training_or_coarser_stay(camera):
+    voxels = VoxelSettings(bins=2, spike_scale=(0.5, 0.5))
+    counts = np.ones((*camera, 2), np.uint8)
+    assert voxels.adapt(counts, 8, (80, 96)) is counts
 
 
 def test_tiles_and_clips_agree_with_the_whole():

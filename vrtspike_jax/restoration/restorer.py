@@ -25,31 +25,10 @@ from vrtspike_jax.restoration import planning
 from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
 from vrtspike_jax.restoration.inference import make_restore_step
 from vrtspike_jax.restoration.tiling import Grid, plan_grid, stream_tiled
-from vrtspike_jax.spikes import normalize_counts, voxel_counts
+from vrtspike_jax.restoration.voxels import VoxelSettings
+from vrtspike_jax.spikes import voxel_counts
 
 WHOLE = "whole"
-
-
-@dataclasses.dataclass(frozen=True)
-class VoxelSettings:
-    """How a model was fed: K bins, log1p or not, then (value - mean) / std.
-
-    A model without a spike branch has 0 bins; it is handed voxels without channels. `steps` are
-    those of the exposures it was trained on; 0 if these differed. A faster camera's counts are
-    scaled down to what they would be then, which a model of one rate needs: on exposures of four
-    times its steps the small model gains 3 dB by it. A slower camera's few counts stay as they are,
-    as scaling them up would only spread their gaps.
-    """
-
-    bins: int
-    log: bool = True
-    mean: float = 0.0
-    std: float = 1.0
-    steps: int = 0
-
-    def scale(self, steps: int) -> float:
-        """What counts of an exposure of `steps` are multiplied by."""
-        return min(1.0, self.steps / steps) if self.bins and self.steps and steps else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +124,8 @@ class Restorer:
         shared = min(2, length // 2) if clip_overlap is None else clip_overlap
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
-        if not self.voxels.bins:
-            spike_size = frame_size
-        scaled = self.voxels.scale(steps) != 1
+        camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
+        scaled = self.voxels.bins and (self.voxels.scale(steps) != 1 or spike_size != camera)
 
         def compiled(grid: Grid) -> tuple[Callable, int]:
             return self._compile(grid, length, dtype, counted=not (scaled or grid.resampled))
@@ -197,8 +175,7 @@ class Restorer:
         return apply
 
     def count(self, spikes: np.ndarray | None, frame_size: tuple[int, int]) -> np.ndarray:
-        """Spikes [S,Hs,Ws] to the counts that `stream` wants, [Hs,Ws,K]: uint8, or float32 where
-        they are scaled (`VoxelSettings.scale`).
+        """Spikes [S,Hs,Ws] to the counts that `stream` wants, [hs,ws,K]; see `VoxelSettings.adapt`.
 
         Raises:
           ValueError: the model needs spikes, and there are none.
@@ -208,8 +185,7 @@ class Restorer:
         if spikes is None:
             raise ValueError(f"{self.name or 'the model'} needs spikes, and none are given")
         counts = voxel_counts(np.asarray(spikes), self.voxels.bins)
-        scale = self.voxels.scale(len(spikes))
-        return counts if scale == 1 else counts * np.float32(scale)
+        return self.voxels.adapt(counts, len(spikes), frame_size)
 
     def stream(
         self,
@@ -246,7 +222,7 @@ class Restorer:
     def _stack(self, plan: Plan, read: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
         frames, counts = (np.stack(arrays) for arrays in zip(*read, strict=True))
         if not plan.counted:  # interpolation comes after the logarithm
-            counts = normalize_counts(counts, self.voxels.log, self.voxels.mean, self.voxels.std)
+            counts = self.voxels.normalize(counts)
         return frames, counts
 
     def restore(
@@ -286,7 +262,8 @@ class Restorer:
             raise ValueError(f"found spikes of sizes {sorted({g.shape[:2] for g in counts})}")
         settings = {"tile": tile, "tile_overlap": tile_overlap}
         settings |= {"clip": clip, "clip_overlap": clip_overlap, "steps": steps}
-        plan = self.plan(frames.shape[1:3], counts[0].shape[:2], frames.dtype, **settings)
+        camera = frames.shape[1:3] if spikes[0] is None else np.shape(spikes[0])[1:]
+        plan = self.plan(frames.shape[1:3], camera, frames.dtype, **settings)
         restored = np.empty_like(frames)
         for index, frame in self.stream(plan, len(frames), lambda i: (frames[i], counts[i])):
             restored[index] = from_unit(frame, frames.dtype)
@@ -394,7 +371,9 @@ def from_model(model, params: Any, config, *, devices=None, name: str = "") -> R
         raise ValueError(f"{name}: a model of upscale {backbone.upscale}, wanted 1")
     voxel = config.data.voxel
     bins = voxel.bins if hasattr(model, "spike_bins") else 0
-    settings = VoxelSettings(bins, voxel.log, voxel.mean, voxel.std, config.data.steps)
+    settings = VoxelSettings(
+        bins, voxel.log, voxel.mean, voxel.std, config.data.steps, tuple(config.data.spike_scale)
+    )
     return Restorer(
         make_restore_step(model, voxel.log, voxel.mean, voxel.std),
         jax.tree.map(jnp.asarray, params),
