@@ -125,7 +125,7 @@ class Restorer:
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
         camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
-        scaled = self.voxels.bins and (self.voxels.scale(steps) != 1 or spike_size != camera)
+        scaled = self.voxels.bins and (self.voxels.scale(steps) != 1 or spike_size != tuple(camera))
 
         def compiled(grid: Grid) -> tuple[Callable, int]:
             return self._compile(grid, length, dtype, counted=not (scaled or grid.resampled))
