@@ -91,6 +91,8 @@ def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.Co
     vrt.optical_flow = "none"
     vrt.deformable_groups = 2
     model.remat = "none"
+    # All pixels of a training batch at once: their chunks cost more than the memory they save.
+    model.max_batch_tokens = 2**18
     if name == "vrt":
         shared = {key: model[key] for key in ("dtype", "remat", "kernels")}
         return ml_collections.ConfigDict({"name": name, "vrt": vrt, **shared})
