@@ -123,8 +123,8 @@ class Side:
         token = tile * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
         self.valid = token < layout.tokens if plan.ragged else None
         self.token, self.window = token, window
-        self.query_rows = layout.query_rows(window, token)
         self.key_rows = layout.key_rows(window, token)
+        self.query_rows = layout.query_rows(window, token) if layout.mutual else self.key_rows
         self.region = None
         if region_ref is not None:
             address = region_ref.at[lax.rem(window, region_ref.shape[0]), token]

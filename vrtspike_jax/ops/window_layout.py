@@ -65,6 +65,7 @@ class PackedWindows:
 
     windows: int
     tokens: int
+    mutual = False
 
     def query_rows(self, window: Any, token: Any) -> Any:
         """Flat rows, in an array (rows, channels), of a window's queries."""
@@ -112,17 +113,22 @@ class FrameWindows:
             window = lax.div(window, 2)
         coordinates = []
         for count, extent in zip(counts[::-1], self.window[::-1], strict=True):
-            inner = lax.rem(token, extent)
-            coordinates.insert(0, lax.rem(window, count) * extent + inner)
-            window, token = lax.div(window, count), lax.div(token, extent)
+            position = lax.rem(token, extent)
+            if count > 1:
+                position = lax.rem(window, count) * extent + position
+                window = lax.div(window, count)
+            coordinates.insert(0, position)
+            token = lax.div(token, extent)
         return window, coordinates
 
     def _rows(self, window: Any, token: Any) -> Any:
         image, coordinates = self._coordinates(window, token)
         row = image
         for position, size, shift in zip(coordinates, self.size, self.shift, strict=True):
-            position = position + shift
-            row = row * size + jnp.where(position >= size, position - size, position)
+            if shift:
+                position = position + shift
+                position = jnp.where(position >= size, position - size, position)
+            row = row * size + position
         return row
 
     def key_rows(self, window: Any, token: Any) -> Any:
