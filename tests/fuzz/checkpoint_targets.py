@@ -17,6 +17,7 @@ from safetensors.numpy import save as safetensors_bytes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 import stand_in
 
+from vrtspike_jax import weights
 from vrtspike_jax.convert.files import read_state_dict
 from vrtspike_jax.data.errors import DataError
 from vrtspike_jax.data.iterator import TrainIterator
@@ -45,6 +46,7 @@ def targets(folder: Path) -> list[Target]:
         _data_position(iterator),
         _log_lines(folder / "metrics.jsonl"),
         _weights(folder),
+        _released_weights(folder / "small.safetensors", config),
     ]
 
 
@@ -198,3 +200,25 @@ def _weights(folder: Path) -> Target:
         *(st.tuples(st.just(suffix), damaged(whole)) for suffix, whole in samples.items())
     )
     return Target("weight files", inputs, run, (ValueError,), "weights")
+
+
+def _released_weights(path: Path, config) -> Target:
+    params = {"first": {"kernel": np.zeros((3, 4), np.float32), "bias": np.ones(4, np.float32)}}
+    weights.save_weights(path, params, config, steps="3")
+    whole = path.read_bytes()
+    clash = {"first": np.ones(4, np.float32), "first/kernel": np.zeros((3, 4), np.float16)}
+
+    def made(text, arrays):
+        return safetensors_bytes(arrays, {"format": weights.FORMAT, "config": text})
+
+    plain = to_plain(config)
+    samples = [whole, made(json.dumps(plain), clash), made("[" * 100_000, {})]
+    configs = st.one_of(changed([plain]), VALUES).map(lambda value: made(json.dumps(value), {}))
+
+    def run(data):
+        path.write_bytes(data)
+        _, tree, _ = weights.load_weights(path)
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) <= 4 * len(data)
+
+    inputs = st.one_of(damaged(samples), configs)
+    return Target("released weights", inputs, run, (ValueError,), weight=0.2)

@@ -18,6 +18,8 @@ from vrtspike_jax.data.geometry import Crop
 from vrtspike_jax.data.paths import Root
 from vrtspike_jax.data.prepared import PreparedSequence
 from vrtspike_jax.data.records import FrameRecord
+from vrtspike_jax.scenes.films import load_film
+from vrtspike_jax.scenes.photographs import PhotographError
 from vrtspike_jax.spikes import DatError, MissingDatError, plausible_sizes, read_dat
 from vrtspike_jax.spikes.camera import CameraConfigError, find_camera_config, read_camera_config
 
@@ -30,6 +32,7 @@ def targets(folder: Path) -> list[Target]:
         _alignment_log(folder / "log.csv"),
         _camera_config(folder / "camera" / "config.yaml"),
         _image(folder / "frame.png"),
+        _film(folder / "film.npy"),
         _path(folder / "set"),
         _prepared_entry(),
         _record(),
@@ -187,6 +190,23 @@ def _image(path: Path) -> Target:
 
     inputs = st.tuples(hostile_images(), st.integers(0, 2))
     return Target("images", inputs, run, (DataError,), path.name)
+
+
+def _film(path: Path) -> Target:
+    def npy(array) -> bytes:
+        np.save(path, array)
+        return path.read_bytes()
+
+    samples = [npy(np.zeros((3, 8, 8, 3), np.uint8)), npy(np.zeros((3, 8, 8), np.float32))]
+    samples.append(npy(np.array([{}], dtype=object)))
+
+    def run(data):
+        path.write_bytes(data)
+        film = load_film.__wrapped__(str(path))
+        assert film.ndim == 4 and film.nbytes <= len(data)
+        film.sum()
+
+    return Target("films", damaged(samples), run, (PhotographError,), path.name)
 
 
 def _path(root: Path) -> Target:

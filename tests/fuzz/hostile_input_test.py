@@ -15,6 +15,7 @@ NAMES = {
         "alignment log",
         "config.yaml",
         "images",
+        "films",
         "paths in a set",
         "metadata.json of a set",
         "records of a set",
@@ -27,6 +28,7 @@ NAMES = {
         "position of the data",
         "metrics.jsonl",
         "weight files",
+        "released weights",
     ),
 }
 

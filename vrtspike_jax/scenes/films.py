@@ -9,6 +9,7 @@ all worker processes share one copy.
 import dataclasses
 import functools
 import pathlib
+import tokenize
 from collections.abc import Iterator
 
 import cv2
@@ -22,6 +23,9 @@ from vrtspike_jax.scenes.textures import SPLITS, colour_change, own_photographs
 
 _STREAM = 0xF11  # keeps the choice between film and scene apart from what is drawn of either
 _LEAST_EXPOSURE = 3
+# What NumPy raises for damaged files; their headers are Python.
+_DAMAGE = (SyntaxError, TypeError, OverflowError, tokenize.TokenError)
+_UNREADABLE = (OSError, ValueError, EOFError, *_DAMAGE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,11 +113,11 @@ def load_film(path: str) -> UInt8[np.ndarray, "N H W 3"]:
       PhotographError: the file is missing or no film.
     """
     try:
-        film = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        film = np.lib.format.open_memmap(path, mode="r")
+    except _UNREADABLE as error:
         raise PhotographError(f"{path}: found no readable film: {error}") from None
-    if not isinstance(film, np.ndarray) or film.dtype != np.uint8 or film.shape[3:] != (3,):
-        found = f"{getattr(film, 'dtype', type(film).__name__)} {getattr(film, 'shape', '')}"
+    if film.dtype != np.uint8 or film.shape[3:] != (3,):
+        found = f"{film.dtype} {film.shape}"
         raise PhotographError(f"{path}: found {found}, wanted a film: uint8 [N, H, W, 3]")
     return film
 

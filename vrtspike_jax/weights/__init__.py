@@ -76,17 +76,23 @@ def load_weights(path: str | os.PathLike) -> tuple[nn.Module, Any, ml_collection
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path}: found safetensors without a config, wanted weights that this package "
-                    "released (published ones become a checkpoint with `vrtspike convert`)"
-                )
             names = file.keys()
             arrays = {name: file.get_tensor(name).astype(np.float32) for name in names}
-        config = ml_collections.ConfigDict(json.loads(about["config"]))
-        return build_model(config["model"]), _nested(arrays), config
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(f"{path}: found damaged weights: {error}") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: found safetensors without a config, wanted weights that this package "
+            "released (published ones become a checkpoint with `vrtspike convert`)"
+        )
+    try:
+        written = json.loads(about.get("config", ""))
+        if not isinstance(written, dict):
+            raise ValueError(f"{written!r:.100} is no config")
+        config = ml_collections.ConfigDict(written)
+        return build_model(config["model"]), _nested(arrays), config
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: found a damaged config or parameters: {error}") from None
 
 
 def _flat(tree: Any, above: str = "") -> dict[str, Any]:
@@ -105,5 +111,7 @@ def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path!r}, and a parameter above it")
         node[leaf] = value
     return tree
