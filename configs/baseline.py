@@ -78,6 +78,9 @@ def model_config() -> ml_collections.ConfigDict:
     model.spike_blocks = 2  # residual blocks of the spike encoder at each scale
     model.spike_attention = True  # spikes attend over time before the fusion
     model.spike_input = False  # voxels also enter the backbone's first convolution
+    # Voxels are joined by the same ones, warped to the middle of the exposure along a motion that
+    # the model estimates.
+    model.spike_alignment = False
     # "cross_attention", or "concat": a linear map of both features at each pixel and frame.
     model.fusion = "cross_attention"
     model.tsa_heads = 4  # heads of the spikes' temporal self attention; divide the channels

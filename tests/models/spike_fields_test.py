@@ -75,6 +75,17 @@ def test_a_field_changes_its_own_parameters_alone(fields, without, besides):
     chex.assert_trees_all_equal_shapes(*({n: p[n] for n in common} for p in (wanted, found)))
 
 
+def test_alignment_doubles_the_bins_and_changes_nothing_else():
+    wanted, found = (shapes_of(light(spike_alignment=a, spike_input=True)) for a in (False, True))
+    assert found.keys() == wanted.keys() | {"spike_aligner"}
+    for name in ("spike_first", "spike_encoder"):
+        first = wanted[name] if name == "spike_first" else wanted[name]["in_proj"]
+        second = found[name] if name == "spike_first" else found[name]["in_proj"]
+        assert first["kernel"].shape[-2] == BINS and second["kernel"].shape[-2] == 2 * BINS
+        first["kernel"] = second["kernel"]
+    chex.assert_trees_all_equal_shapes(wanted, {n: found[n] for n in wanted})
+
+
 def test_the_encoder_has_as_many_residual_blocks_as_asked():
     names = shapes_of(light(spike_blocks=1), side=32)["spike_encoder"].keys()
     assert names == {"in_proj", "res0_0"} | {f"downs_{i}" for i in range(3)} | {
@@ -163,6 +174,7 @@ def test_residual_convolutions_treat_frames_one_by_one():
         ),
         ("spike_attention", 1, r"config\.model\.spike_attention is 1: expected True or False"),
         ("spike_input", "yes", r"config\.model\.spike_input is 'yes': expected True or False"),
+        ("spike_alignment", 1, r"config\.model\.spike_alignment is 1: expected True or False"),
         ("spike_blocks", 0, r"config\.model\.spike_blocks is 0: expected a whole number, 1 to"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vrtspike_jax.models.alignment import SpikeAlignment
 from vrtspike_jax.models.layers import FrameConv
 from vrtspike_jax.models.spike import (
     ConcatFuse,
@@ -24,8 +26,8 @@ class VRTWithSpike(nn.Module):
 
     Spikes are encoded at four scales and attend over time; after each of VRT's four encoder
     stages, cross-attention lets the frames query them, and the fused features feed the decoder
-    and its skips. `spike_blocks`, `spike_attention`, `spike_input`, `fusion` and `time_slope` let
-    it depart from this published model; their defaults do not.
+    and its skips. `spike_blocks`, `spike_attention`, `spike_input`, `spike_alignment`, `fusion` and
+    `time_slope` let it depart from this published model; their defaults do not.
 
     Attributes:
         vrt: The backbone; its first four `embed_dims` equal `channels_per_scale`.
@@ -47,6 +49,8 @@ class VRTWithSpike(nn.Module):
             features as they are.
         spike_input: Whether the voxels, resized to the frames, also enter the backbone's first
             convolution, so that it sees them at full detail from the start.
+        spike_alignment: Whether voxels are joined, along the bins, by the same ones warped to the
+            middle of the exposure along an estimated motion (`SpikeAlignment`).
         fusion: "cross_attention", or "concat": at each pixel and frame alone, a linear map of
             both features, joined along the channels.
     """
@@ -67,10 +71,13 @@ class VRTWithSpike(nn.Module):
     spike_blocks: int = 2
     spike_attention: bool = True
     spike_input: bool = False
+    spike_alignment: bool = False
     fusion: str = "cross_attention"
 
     def setup(self) -> None:
         dtype, kernels = self.vrt.dtype, self.vrt.kernels
+        if self.spike_alignment:
+            self.spike_aligner = SpikeAlignment(dtype=dtype)
         self.spike_encoder = SpikeEncoder3D(
             self.channels_per_scale,
             self.temporal_strides,
@@ -158,6 +165,9 @@ class VRTWithSpike(nn.Module):
             ValueError: for fields or sizes that the model cannot take.
         """
         self._check(frames, spike_voxels)
+        if self.spike_alignment:
+            aligned = self.spike_aligner(spike_voxels)
+            spike_voxels = jnp.concatenate([spike_voxels, aligned], axis=-1)
         features = self.spike_encoder(spike_voxels)
         temporal = self.spike_temporal_sa(features, train) if self.spike_attention else features
         guide = None
