@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vrtspike_jax.ops.gated_mlp import EPSILON
+
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
 Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)
-EPSILON = 1e-5  # torch.nn.LayerNorm's
 gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 

@@ -11,7 +11,7 @@ from vrtspike_jax.ops import dispatch
 from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
-EPSILON = 1e-5
+EPSILON = 1e-5  # torch.nn.LayerNorm's
 
 
 def gated_mlp(

@@ -20,7 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-EPSILON = 1e-5
+from vrtspike_jax.ops.gated_mlp import EPSILON
+
 # Abramowitz and Stegun 7.1.26: |error| < 1.5e-7, far below bfloat16.
 ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 ERF_P = 0.3275911

@@ -1,0 +1,173 @@
+"""Parts that VRT is made of: entries, attending and convolving stages, enlargement."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vrtspike_jax.models.attention import TMSAG
+from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm
+from vrtspike_jax.models.residual import ResidualGroup
+from vrtspike_jax.models.warping import ParallelWarping
+from vrtspike_jax.ops.deform_conv import SAVED_NAME
+
+
+class Reshape(nn.Module):
+    """Entry of a stage: keeps, halves (`down`) or doubles (`up`) height and width.
+
+    Attributes:
+        kind: "none", "down" or "up".
+        features: Output channels of "down" and "up".
+        dtype: Compute dtype.
+    """
+
+    kind: str
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 features"]:
+        if self.kind == "down":
+            x = rearrange(x, "b t (h y) (w x) c -> b t h w (x y c)", y=2, x=2)
+        elif self.kind == "up":
+            x = rearrange(x, "b t h w (x y c) -> b t (h y) (w x) c", y=2, x=2)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        if self.kind == "none":
+            return x
+        return Dense(self.features, dtype=self.dtype, name="linear")(x)
+
+
+class Stage(nn.Module):
+    """Mutual and self attention, self attention alone, then parallel warping (VRT fig. 2).
+
+    Attributes:
+        dim: Channels.
+        depth: Blocks in both groups together.
+        mul_attn_ratio: Share of blocks with mutual attention.
+        window_size: Window (T, H, W) of the second group; the first attends to 2 frames.
+        block: Fields of the blocks, as in `TMSA`.
+        drop_rates: Stochastic depth rates.
+        reshape: "none", "down" or "up".
+        pa_frames: Neighbours that are warped, both sides together; 0 for none.
+        deformable_groups: As in `FlowGuidedDeformConv`.
+        max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        kernels: As in `VRT`.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    mul_attn_ratio: float
+    window_size: tuple[int, int, int]
+    block: dict
+    drop_rates: tuple[float, ...]
+    reshape: str
+    pa_frames: int
+    deformable_groups: int
+    max_residue_magnitude: float
+    kernels: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+        x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
+        mutual = int(self.depth * self.mul_attn_ratio)
+        groups = (
+            (mutual, (2, *self.window_size[1:]), True),
+            (self.depth - mutual, self.window_size, False),
+        )
+        for i, (depth, window, mut_attn) in enumerate(groups, 1):
+            block = {**self.block, "window_size": window, "mut_attn": mut_attn}
+            y = TMSAG(depth, block, self.drop_rates, name=f"residual_group{i}")(x)
+            x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
+        if not self.pa_frames:
+            return x
+        warping = ParallelWarping
+        if self.block["remat"] in ("light", "block"):
+            # The sampled features are a small part of what this keeps otherwise, and its dearest.
+            keep = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+            warping = nn.remat(ParallelWarping, policy=keep)
+        return warping(
+            self.dim,
+            self.deformable_groups,
+            self.max_residue_magnitude,
+            self.kernels,
+            self.dtype,
+            name="warping",
+        )(x, backward, forward)
+
+
+class ConvStage(nn.Module):
+    """A stage of residual convolutions in the place of attention and warping; not in VRT.
+
+    Attributes:
+        dim: Channels.
+        depth: Residual blocks.
+        reshape: "none", "down" or "up".
+        remat: Whether the backward pass computes each block again.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    reshape: str
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+        x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
+        return ResidualGroup(self.dim, self.depth, self.remat, self.dtype, name="convolutions")(x)
+
+
+class RTMSA(nn.Module):
+    """Residual group of self attention blocks, used in stage 8.
+
+    Attributes:
+        dim: Channels.
+        depth: Blocks.
+        block: Fields of the blocks, as in `TMSA`.
+        drop_rates: Stochastic depth rates.
+        dtype: Compute dtype.
+    """
+
+    dim: int
+    depth: int
+    block: dict
+    drop_rates: tuple[float, ...]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        y = TMSAG(self.depth, self.block, self.drop_rates, name="residual_group")(x)
+        return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
+
+
+class Upsample(nn.Module):
+    """Pixel-shuffle upsampling of every frame, by powers of two or by 3.
+
+    Attributes:
+        scale: Factor.
+        features: Channels.
+        dtype: Compute dtype.
+    """
+
+    scale: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c"]:
+        steps = [3] if self.scale == 3 else [2] * (self.scale.bit_length() - 1)
+        if np.prod(steps) != self.scale:
+            raise ValueError(f"upscale is {self.scale}, want 3 or a power of two")
+        # Indices are the published module's, which counts transposes and activations.
+        for i, step in enumerate(steps):
+            x = FrameConv(self.features * step**2, self.dtype, name=f"upsample_{5 * i}")(x)
+            x = rearrange(x, "b t h w (c y x) -> b t (h y) (w x) c", y=step, x=step)
+            x = nn.leaky_relu(x, 0.1)
+        return FrameConv(self.features, self.dtype, name=f"upsample_{5 * len(steps)}")(x)
