@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
-from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
+from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 
 TAPS = 9
 # Name of the result, for rematerialisation policies.
@@ -189,8 +189,7 @@ def _convolve(
     implementation: str,
 ) -> Array:
     dispatch.check("deform_conv2d", implementation, IMPLEMENTATIONS)
-    wanted = dispatch.uses_kernels(implementation, splits_rows(x, raw))
-    kernels = dispatch.kernels("pallas_deform") if wanted else None
+    kernels = find_kernels("pallas_deform", implementation, x, raw)
     split = split_batch("deform_conv2d", x.shape[0], x, raw)
     groups = raw.shape[3] * raw.shape[-1]
     plan = None

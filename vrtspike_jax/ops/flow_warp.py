@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
-from vrtspike_jax.ops.partition import Split, split_batch, splits_rows
+from vrtspike_jax.ops.partition import Split, find_kernels, split_batch
 
 MODES = ("bilinear", "nearest4")
 PADDINGS = ("zeros", "border")
@@ -73,10 +73,9 @@ def flow_warp(
         raise ValueError(f"flow_warp: flow has shape {flow.shape}, want {(n, h, w, 2)}")
     flow = flow.astype(jnp.float32)
     split = split_batch("flow_warp", n, x, flow)
-    wanted = dispatch.uses_kernels(implementation, splits_rows(x, flow))
-    if (mode, padding) == ("bilinear", "zeros") and wanted:
-        kernels = dispatch.kernels("pallas_warp")
-        plan = kernels and kernels.make_plan(
+    kernels = find_kernels("pallas_warp", implementation, x, flow)
+    if (mode, padding) == ("bilinear", "zeros") and kernels:
+        plan = kernels.make_plan(
             split.shape(x).shape[:3], x.shape[3], interpret=implementation == "interpret"
         )
         if plan is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
-from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
+from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
 EPSILON = 1e-5  # torch.nn.LayerNorm's
@@ -53,8 +53,7 @@ def gated_mlp(
     """
     dispatch.check("gated_mlp", implementation, IMPLEMENTATIONS)
     weights = gamma, beta, w11, b11, w12, b12, w2, b2
-    wanted = dispatch.uses_kernels(implementation, splits_rows(x, w11))
-    kernels = dispatch.kernels("pallas_mlp") if wanted else None
+    kernels = find_kernels("pallas_mlp", implementation, x, w11)
     if kernels is None:
         return _reference(x, branch_scale, *weights)
     split = split_batch("gated_mlp", x.shape[0], x, w11)

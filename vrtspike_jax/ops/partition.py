@@ -9,12 +9,13 @@ a backward pass, and gradients of what all devices share are summed where they a
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from vrtspike_jax.ops.dispatch import warn_once
+from vrtspike_jax.ops import dispatch
 
 # The axis of a mesh that splits rows of an image; all others are taken to split the batch.
 ROWS = "spatial"
@@ -109,7 +110,7 @@ def split_batch(operation: str, size: int, *arrays: Any) -> Split:
         if kind != AxisType.Auto or name == ROWS or mesh.shape[name] == 1:
             continue
         if size % _product(mesh, (*axes, name)):
-            warn_once(
+            dispatch.warn_once(
                 f"{operation}: {size} samples do not divide by the {mesh.shape[name]} devices of "
                 f"the mesh's axis {name!r}, of which each computes all of them"
             )
@@ -122,3 +123,16 @@ def splits_rows(*arrays: Any) -> bool:
     """Whether the devices that arrays live on share rows of an image."""
     mesh = _mesh(arrays)
     return mesh is not None and mesh.shape.get(ROWS, 1) > 1
+
+
+def find_kernels(name: str, implementation: str, *arrays: Any) -> ModuleType | None:
+    """The kernels that an operation is to be built around, or None for XLA's operations.
+
+    Args:
+        name: Of their module, as `dispatch.kernels` takes it.
+        implementation: As `dispatch.uses_kernels` takes it.
+        *arrays: The operation's arguments.
+    """
+    if not dispatch.uses_kernels(implementation, splits_rows(*arrays)):
+        return None
+    return dispatch.kernels(name)

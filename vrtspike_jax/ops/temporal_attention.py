@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
-from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
+from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret", "products", "sums")
 # Most pairs of frames for which "xla" takes sums, and for which their gradient is by sums too:
@@ -51,12 +51,12 @@ def temporal_attention(
         ValueError: for an unknown implementation.
     """
     dispatch.check("temporal_attention", implementation, IMPLEMENTATIONS)
-    if drop is None and dispatch.uses_kernels(implementation, splits_rows(q, k, v)):
-        kernels = dispatch.kernels("pallas_temporal")
+    kernels = find_kernels("pallas_temporal", implementation, q, k, v) if drop is None else None
+    if kernels:
         interpret = implementation == "interpret"
         split = split_batch("temporal_attention", q.shape[0], q, k, v)
         parts = (split.shape(a) for a in (q, k, v))
-        plan = kernels and kernels.make_plan(*parts, bias is not None, interpret)
+        plan = kernels.make_plan(*parts, bias is not None, interpret)
         if plan is not None:
             return _fused(plan, split, q, k, v, *(() if bias is None else (bias,)))
     if implementation not in ("products", "sums"):

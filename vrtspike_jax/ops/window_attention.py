@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops import dispatch
-from vrtspike_jax.ops.partition import SUM, Split, split_batch, splits_rows
+from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 from vrtspike_jax.ops.window_layout import (
     OTHER_REGION,
     FrameWindows,
@@ -98,7 +98,7 @@ def window_attention(
     dispatch.check("window_attention", implementation)
     m, n, heads, dim = q.shape
     regions = None if regions is None else jnp.asarray(regions)
-    kernels = _kernels(implementation, q)
+    kernels = find_kernels("pallas_attention", implementation, q)
     if implementation == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16):
         return dispatch.on_cuda(_attention_cudnn, attention_reference, q, k, v, bias, regions)
     if implementation == "cudnn":
@@ -155,7 +155,7 @@ def shifted_window_attention(
     if any(s % w for s, w in zip(size, window, strict=True)):
         raise ValueError(f"shifted_window_attention: windows {window} do not tile {size}")
     reference = _ShiftedReference(window, shift, scale)
-    kernels = _kernels(implementation, qkv)
+    kernels = find_kernels("pallas_attention", implementation, qkv)
     tokens = math.prod(window)
     # The kernels' mutual attention needs whole tiles in each half.
     if kernels is None or (mutual is not None and (window[0] % 2 or tokens % 32)):
@@ -231,11 +231,6 @@ class _ShiftedReference:
             regions = jnp.repeat(regions[:, : n // 2], 2, axis=0)
         aligned = attend(*pairs, None, regions).reshape(out.shape)
         return jnp.concatenate([self._finish(aligned, size), self._finish(out, size)], axis=-1)
-
-
-def _kernels(implementation: str, x: Array) -> Any:
-    wanted = dispatch.uses_kernels(implementation, splits_rows(x))
-    return dispatch.kernels("pallas_attention") if wanted else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
