@@ -13,7 +13,12 @@ from vrtspike_jax.models.layers import Conv, Dense, FrameConv, LayerNorm
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.spynet import SpyNet
 from vrtspike_jax.models.stages import RTMSA, ConvStage, Stage, Upsample
-from vrtspike_jax.models.warping import align_frames, compose_flows
+from vrtspike_jax.models.warping import (
+    align_frames,
+    compose_flows,
+    join_directions,
+    split_directions,
+)
 from vrtspike_jax.ops import resize_bilinear
 
 # Scale (as a power of two) and reshaping of stages 1 to 7: an hourglass.
@@ -152,13 +157,10 @@ class VRT(nn.Module):
             ]
             return still, still
         first, second = frames[:, :-1], frames[:, 1:]
-        # Clip after clip, so that devices that share the clips share the pairs too.
-        pairs = [
-            rearrange(jnp.stack(pair, axis=1), "b two t h w c -> (b two t) h w c")
-            for pair in ((first, second), (second, first))
-        ]
-        flows = SpyNet(name="spynet")(*pairs)
-        flows = [rearrange(f, "(b two t) h w c -> two b t h w c", two=2, b=b) for f in flows]
+        flows = SpyNet(name="spynet")(
+            join_directions(first, second), join_directions(second, first)
+        )
+        flows = [split_directions(flow, b) for flow in flows]
         backward = compose_flows([[f[0] for f in flows]], distance, backward=True)
         forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
         return backward, forward

@@ -183,8 +183,8 @@ class ParallelWarping(nn.Module):
         sources, flows = [], []
         for d, (next_flow, previous_flow) in enumerate(zip(backward, forward, strict=True)):
             # Frames d + 1 away; zero where the clip has ended.
-            sources.append(_both(_delay(x[:, d + 1 :], -d), _delay(x[:, : t - d - 1], d)))
-            flows.append(_both(_delay(next_flow, -d), _delay(previous_flow, d)))
+            sources.append(join_directions(_delay(x[:, d + 1 :], -d), _delay(x[:, : t - d - 1], d)))
+            flows.append(join_directions(_delay(next_flow, -d), _delay(previous_flow, d)))
         aligned = FlowGuidedDeformConv(
             self.dim,
             self.deformable_groups,
@@ -192,17 +192,22 @@ class ParallelWarping(nn.Module):
             self.kernels,
             self.dtype,
             name="pa_deform",
-        )(sources, _both(x[:, :-1], x[:, 1:]), flows)
-        from_next, from_previous = rearrange(
-            aligned, "(b two t) h w c -> two b t h w c", two=2, b=b
-        )
+        )(sources, join_directions(x[:, :-1], x[:, 1:]), flows)
+        from_next, from_previous = split_directions(aligned, b)
         x = jnp.concatenate([x, _delay(from_next, -1), _delay(from_previous, 1)], axis=-1)
         return GatedMlp(3 * self.dim, self.dim, self.dtype, name="pa_fuse")(x)
 
 
-def _both(first: Array, second: Array) -> Float[Array, "n h w c"]:
+def join_directions(
+    first: Float[Array, "b t h w c"], second: Float[Array, "b t h w c"]
+) -> Float[Array, "n h w c"]:
     """Joins both directions' frames in one batch, clip after clip.
 
     In this order devices that share the clips share the batch too, and move nothing.
     """
     return rearrange(jnp.stack([first, second], axis=1), "b two t h w c -> (b two t) h w c")
+
+
+def split_directions(x: Float[Array, "n h w c"], clips: int) -> Float[Array, "two b t h w c"]:
+    """Inverse of `join_directions`."""
+    return rearrange(x, "(b two t) h w c -> two b t h w c", two=2, b=clips)
