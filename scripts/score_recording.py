@@ -46,7 +46,7 @@ def main() -> None:
     pictures["restored"] = restored.mean(axis=-1)
     table, scores = Table("picture", "PSNR (dB)", "SSIM"), {}
     for name, picture in pictures.items():
-        found = [float(measure(_rounded(picture), sharp)) for measure in (psnr, ssim)]
+        found = [measure(picture, sharp, as_uint8=True) for measure in (psnr, ssim)]
         scores[name] = dict(zip(("psnr", "ssim"), found, strict=True))
         table.add_row(name, f"{found[0]:.2f}", f"{found[1]:.4f}")
     Console().print(table)

@@ -10,7 +10,6 @@ import argparse
 import json
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
@@ -19,9 +18,7 @@ from rich.table import Table
 from vrtspike_jax import weights
 from vrtspike_jax.data.pipeline import eval_clips
 from vrtspike_jax.evaluation import evaluate
-from vrtspike_jax.restoration.inference import make_restore_step
-from vrtspike_jax.restoration.restorer import from_model
-from vrtspike_jax.training.checkpoints import load_for_inference
+from vrtspike_jax.restoration.restorer import WHOLE, Restorer, load_with_config
 
 # Changes of `config.data.scenes.render`, and of `config.data.spike_scale`.
 CAMERAS = {
@@ -46,25 +43,19 @@ PROTOCOL = {
 def main() -> None:
     """Scores one camera after the other."""
     args = _arguments()
-    model, params, config = load_for_inference(args.checkpoint)
-    if jax.default_backend() == "cpu":
-        model = _in_float32(model)
-    restorer = from_model(model, params, config)
-    voxels = restorer.voxels
-    step = jax.jit(make_restore_step(model))
-
-    def restore(batch):
-        blur, counts = (np.stack(arrays) for arrays in zip(*batch, strict=True))
-        counts = voxels.adapt(counts, voxels.steps, blur.shape[2:4])
-        return list(np.asarray(step(params, blur, voxels.normalize(counts))))
-
+    restorer, config = load_with_config(args.checkpoint)
     table = Table(title=f"{args.checkpoint}, {args.clips} held-out clips each")
     for title in ("cameras", "blurred", "TFP", "restored", "worse frames"):
         table.add_column(title)
     found = {}
     for name, changes in CAMERAS.items():
         clips = eval_clips(_data(config.data, args, changes))
-        scores = evaluate(restore, clips, voxels.bins, batch_size=4, baselines=True)
+        scores = evaluate(
+            lambda batch: [_restore(restorer, *clip) for clip in batch],
+            clips,
+            restorer.voxels.bins,
+            baselines=True,
+        )
         pairs = [
             (after["psnr_rgb"], before["psnr_rgb"])
             for sequence in dict.fromkeys(key for key, _ in scores.frames)
@@ -98,11 +89,13 @@ def _data(data: ml_collections.ConfigDict, args, changes) -> ml_collections.Conf
     return data
 
 
-def _in_float32(model):
-    """Half precision is emulated on CPUs."""
-    if hasattr(model, "vrt"):
-        return model.clone(vrt=model.vrt.clone(dtype=np.float32))
-    return model.clone(dtype=np.float32)
+def _restore(restorer: Restorer, blur: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """One clip whole, its counts as those of any other camera."""
+    size = blur.shape[1:3]
+    plan = restorer.plan(size, counts.shape[1:3], tile=WHOLE, clip=len(blur))
+    counts = restorer.voxels.adapt(counts, restorer.voxels.steps, size)
+    frames = restorer.stream(plan, len(blur), lambda i: (blur[i], counts[i]))
+    return np.stack([frame for _, frame in frames])
 
 
 def _arguments() -> argparse.Namespace:

@@ -127,12 +127,12 @@ class Restorer:
         camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
         scaled = self.voxels.bins and (self.voxels.scale(steps) != 1 or spike_size != tuple(camera))
 
-        def compiled(grid: Grid) -> tuple[Callable, int]:
-            return self._compile(grid, length, dtype, counted=not (scaled or grid.resampled))
+        def counted(grid: Grid) -> bool:
+            return not (scaled or grid.resampled)
 
         def measure(grid: Grid) -> float:
             try:
-                return compiled(grid)[1]
+                return self._compile(grid, length, dtype, counted(grid))[1]
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -147,9 +147,8 @@ class Restorer:
             side = tile if isinstance(tile, int) else min(tile)
             overlap = planning.default_overlap(side) if tile_overlap is None else tile_overlap
             grid = plan_grid(frame_size, spike_size, tile, overlap)
-        apply, needed = compiled(grid)
-        counted = not (scaled or grid.resampled)
-        return Plan(grid, length, shared, len(self.devices), counted, apply, needed)
+        apply, needed = self._compile(grid, length, dtype, counted(grid))
+        return Plan(grid, length, shared, len(self.devices), counted(grid), apply, needed)
 
     def _compile(
         self, grid: Grid, length: int, dtype: np.dtype, counted: bool

@@ -24,8 +24,10 @@ from vrtspike_jax.scenes.textures import SPLITS, colour_change, own_photographs
 _STREAM = 0xF11  # keeps the choice between film and scene apart from what is drawn of either
 _LEAST_EXPOSURE = 3
 # What NumPy raises for damaged files; their headers are Python.
-_DAMAGE = (SyntaxError, TypeError, OverflowError, tokenize.TokenError)
-_UNREADABLE = (OSError, ValueError, EOFError, *_DAMAGE)
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError),
+    *(SyntaxError, TypeError, OverflowError, tokenize.TokenError),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
