@@ -14,7 +14,6 @@ from vrtspike_jax.models.layers import (
     GatedMlpParameters,
     LayerNorm,
     LayerNormParameters,
-    drop_path_scale,
 )
 from vrtspike_jax.ops import gated_mlp, shifted_window_attention
 from vrtspike_jax.ops.dispatch import without_cudnn
@@ -151,7 +150,6 @@ class TMSA(nn.Module):
         mlp_ratio: Width of the feed-forward layer over `dim`.
         remat: What the backward pass recomputes: "none", "attn", "ffn", "block" (both), or "light":
             both, save for what the attention kernels return, so that these run once.
-        stochastic: Whether branches are dropped at the rate given to the call.
         (others): as in `WindowAttention`.
     """
 
@@ -164,7 +162,6 @@ class TMSA(nn.Module):
     qkv_bias: bool = True
     qk_scale: float | None = None
     remat: str = "none"
-    stochastic: bool = False
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
@@ -200,12 +197,10 @@ class TMSA(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], drop_rate: Float[Array, ""]
+        self, x: Float[Array, "b t h w c"], scales: Float[Array, "2 b"] | None = None
     ) -> Float[Array, "b t h w c"]:
-        scales = [None, None]
-        if self.stochastic:
-            keys = self.make_rng("dropout"), self.make_rng("dropout")
-            scales = [drop_path_scale(key, x.shape[0], drop_rate) for key in keys]
+        """Applies the block; `scales` are factors of its two branches, for stochastic depth."""
+        scales = (None, None) if scales is None else tuple(scales)
         attend, feed_forward = TMSA._attend, TMSA._feed_forward
         if self.remat == "light":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
@@ -231,10 +226,11 @@ class TMSAPair(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], drop_rates: Float[Array, "2"]
+        self, x: Float[Array, "b t h w c"], scales: Float[Array, "2 2 b"] | None = None
     ) -> tuple[Array, None]:
-        x = TMSA(**self.block, shifted=False, name="plain")(x, drop_rates[0])
-        return TMSA(**self.block, shifted=True, name="shifted")(x, drop_rates[1]), None
+        plain, shifted = (None, None) if scales is None else scales
+        x = TMSA(**self.block, shifted=False, name="plain")(x, plain)
+        return TMSA(**self.block, shifted=True, name="shifted")(x, shifted), None
 
 
 class TMSAG(nn.Module):
@@ -246,25 +242,29 @@ class TMSAG(nn.Module):
     Attributes:
         depth: Number of blocks.
         block: Fields of the blocks, as in `TMSA`.
-        drop_rates: Stochastic depth rates; a group uses the first `depth` of them.
     """
 
     depth: int
     block: dict
-    drop_rates: tuple[float, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], scales: Float[Array, "depth 2 b"] | None = None
+    ) -> Float[Array, "b t h w c"]:
+        """Applies the blocks; `scales` are factors of their branches, for stochastic depth."""
         pairs, odd = divmod(self.depth, 2)
-        rates = jnp.array(self.drop_rates[: self.depth], jnp.float32)
+        in_pairs = None
+        if scales is not None:
+            in_pairs = scales[: 2 * pairs].reshape(pairs, 2, *scales.shape[1:])
         if pairs:
             scanned = nn.scan(
                 TMSAPair,
                 variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
+                split_rngs={"params": True},
                 length=pairs,
             )
-            x, _ = scanned(self.block, name="pairs")(x, rates[: 2 * pairs].reshape(pairs, 2))
+            x, _ = scanned(self.block, name="pairs")(x, in_pairs)
         if odd:
-            x = TMSA(**self.block, shifted=False, name="last")(x, rates[-1])
+            last = None if scales is None else scales[-1]
+            x = TMSA(**self.block, shifted=False, name="last")(x, last)
         return x

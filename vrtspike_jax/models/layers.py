@@ -139,9 +139,3 @@ class GatedMlpParameters(nn.Module):
             for (name, inputs), n in zip(widths, outputs, strict=True)
         ]
         return tuple(array for layer in layers for array in layer)
-
-
-def drop_path_scale(key: Array, samples: int, rate: Float[Array, ""]) -> Float[Array, " b"]:
-    """Stochastic depth: factor of a residual branch, 0 with probability `rate`, mean 1."""
-    keep = 1 - rate
-    return jax.random.bernoulli(key, keep, (samples,)).astype(jnp.float32) / keep

@@ -41,6 +41,11 @@ class Reshape(nn.Module):
         return Dense(self.features, dtype=self.dtype, name="linear")(x)
 
 
+def mutual_blocks(depth: int, mul_attn_ratio: float) -> int:
+    """How many of a stage's blocks have mutual attention: its first ones."""
+    return int(depth * mul_attn_ratio)
+
+
 class Stage(nn.Module):
     """Mutual and self attention, self attention alone, then parallel warping (VRT fig. 2).
 
@@ -50,7 +55,6 @@ class Stage(nn.Module):
         mul_attn_ratio: Share of blocks with mutual attention.
         window_size: Window (T, H, W) of the second group; the first attends to 2 frames.
         block: Fields of the blocks, as in `TMSA`.
-        drop_rates: Stochastic depth rates.
         reshape: "none", "down" or "up".
         pa_frames: Neighbours that are warped, both sides together; 0 for none.
         deformable_groups: As in `FlowGuidedDeformConv`.
@@ -64,7 +68,6 @@ class Stage(nn.Module):
     mul_attn_ratio: float
     window_size: tuple[int, int, int]
     block: dict
-    drop_rates: tuple[float, ...]
     reshape: str
     pa_frames: int
     deformable_groups: int
@@ -73,16 +76,23 @@ class Stage(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        backward: Sequence[Array],
+        forward: Sequence[Array],
+        scales: Float[Array, "depth 2 b"] | None = None,
+    ) -> Array:
         x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
-        mutual = int(self.depth * self.mul_attn_ratio)
+        mutual = mutual_blocks(self.depth, self.mul_attn_ratio)
         groups = (
-            (mutual, (2, *self.window_size[1:]), True),
-            (self.depth - mutual, self.window_size, False),
+            (slice(mutual), (2, *self.window_size[1:]), True),
+            (slice(mutual, self.depth), self.window_size, False),
         )
-        for i, (depth, window, mut_attn) in enumerate(groups, 1):
+        for i, (blocks, window, mut_attn) in enumerate(groups, 1):
             block = {**self.block, "window_size": window, "mut_attn": mut_attn}
-            y = TMSAG(depth, block, self.drop_rates, name=f"residual_group{i}")(x)
+            group = TMSAG(len(range(self.depth)[blocks]), block, name=f"residual_group{i}")
+            y = group(x, None if scales is None else scales[blocks])
             x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
         if not self.pa_frames:
             return x
@@ -119,7 +129,8 @@ class ConvStage(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, backward: Sequence[Array], forward: Sequence[Array]) -> Array:
+    def __call__(self, x: Array, *_: object) -> Array:
+        """Applies the stage to features; flows and scales, for other stages, are not used."""
         x = Reshape(self.reshape, self.dim, self.dtype, name="reshape")(x)
         return ResidualGroup(self.dim, self.depth, self.remat, self.dtype, name="convolutions")(x)
 
@@ -131,19 +142,19 @@ class RTMSA(nn.Module):
         dim: Channels.
         depth: Blocks.
         block: Fields of the blocks, as in `TMSA`.
-        drop_rates: Stochastic depth rates.
         dtype: Compute dtype.
     """
 
     dim: int
     depth: int
     block: dict
-    drop_rates: tuple[float, ...]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        y = TMSAG(self.depth, self.block, self.drop_rates, name="residual_group")(x)
+    def __call__(
+        self, x: Float[Array, "b t h w c"], scales: Float[Array, "depth 2 b"] | None = None
+    ) -> Float[Array, "b t h w c"]:
+        y = TMSAG(self.depth, self.block, name="residual_group")(x, scales)
         return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
 
 

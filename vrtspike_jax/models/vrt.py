@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -12,7 +13,7 @@ from vrtspike_jax.models.attention import REMATS
 from vrtspike_jax.models.layers import Conv, Dense, FrameConv, LayerNorm
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.spynet import SpyNet
-from vrtspike_jax.models.stages import RTMSA, ConvStage, Stage, Upsample
+from vrtspike_jax.models.stages import RTMSA, ConvStage, Stage, Upsample, mutual_blocks
 from vrtspike_jax.models.warping import (
     align_frames,
     compose_flows,
@@ -120,14 +121,14 @@ class VRT(nn.Module):
         scales = [
             2**scale
             for depth, (scale, _) in zip(self.depths, STAGES, strict=False)
-            if int(depth * self.mul_attn_ratio) and scale >= self.conv_scales
+            if mutual_blocks(depth, self.mul_attn_ratio) and scale >= self.conv_scales
         ]
         largest = max(scales, default=0)
         frames = self.pa_frames // 2 + 1 if self.pa_frames > 2 else 1
         _, height, width = self.window_size
         return max(frames, 2 if scales else 1), max(8, largest * height), max(8, largest * width)
 
-    def _block(self, i: int, train: bool) -> dict:
+    def _block(self, i: int) -> dict:
         """Fields of the blocks in stage or group `i`."""
         return {
             "dim": self.embed_dims[i],
@@ -136,15 +137,34 @@ class VRT(nn.Module):
             "qkv_bias": self.qkv_bias,
             "qk_scale": self.qk_scale,
             "remat": self.remat,
-            "stochastic": train and self.drop_path_rate > 0,
             "kernels": self.kernels,
             "dtype": self.dtype,
         }
 
-    def _drop_rates(self, i: int) -> tuple[float, ...]:
-        rates = np.linspace(0, self.drop_path_rate, sum(self.depths))
-        start = sum(self.depths[:i])
-        return tuple(float(r) for r in rates[start : start + self.depths[i]])
+    def _drop_rates(self) -> list[np.ndarray]:
+        """Stochastic depth rates of each stage's or group's blocks; they rise with depth.
+
+        As published, both groups of a stage start at its first rate.
+        """
+        rates = np.split(
+            np.linspace(0, self.drop_path_rate, sum(self.depths)), np.cumsum(self.depths)[:-1]
+        )
+        mutual = [mutual_blocks(depth, self.mul_attn_ratio) for depth in self.depths[:7]]
+        stages = [
+            np.concatenate([r[:n], r[: len(r) - n]]) for r, n in zip(rates, mutual, strict=False)
+        ]
+        return stages + rates[7:]
+
+    def _branch_scales(self, samples: int, train: bool) -> list[Array | None]:
+        """Stochastic depth: factors (depth, 2, B) of the branches of each stage's or group's
+        blocks, 0 at the block's rate and 1 on average; None where nothing is dropped."""
+        if not train or not self.drop_path_rate:
+            return [None] * len(self.depths)
+        keep = 1 - np.concatenate(self._drop_rates())[:, None, None].astype(np.float32)
+        # All at once: numbers drawn block by block were half of the program to compile.
+        key = self.make_rng("dropout")
+        kept = jax.random.bernoulli(key, keep, (len(keep), 2, samples))
+        return jnp.split(kept / keep, np.cumsum(self.depths)[:-1])
 
     def _flows(self, frames: Float[Array, "b t h w c"]) -> tuple[list, list]:
         """Backward and forward flows, indexed [distance - 1][scale]."""
@@ -165,7 +185,7 @@ class VRT(nn.Module):
         forward = compose_flows([[f[1] for f in flows]], distance, backward=False)
         return backward, forward
 
-    def _stage(self, i: int, train: bool) -> Stage | ConvStage:
+    def _stage(self, i: int) -> Stage | ConvStage:
         scale, reshape = STAGES[i]
         if scale < self.conv_scales:
             fields = self.embed_dims[i], self.depths[i], reshape, self.remat != "none", self.dtype
@@ -175,8 +195,7 @@ class VRT(nn.Module):
             depth=self.depths[i],
             mul_attn_ratio=self.mul_attn_ratio,
             window_size=tuple(self.window_size),
-            block=self._block(i, train),
-            drop_rates=self._drop_rates(i),
+            block=self._block(i),
             reshape=reshape,
             pa_frames=self.pa_frames,
             deformable_groups=self.deformable_groups,
@@ -187,21 +206,21 @@ class VRT(nn.Module):
         )
 
     def _hourglass(
-        self, x: Array, flows: tuple[list, list], fuse: Callable, train: bool, seen: dict
+        self, x: Array, flows: tuple[list, list], fuse: Callable, scales: list, seen: dict
     ) -> Array:
         """Stages 1 to 7 with skips; `fuse(i, x)` follows each of the first four."""
         skips = []
         for i, (scale, _) in enumerate(STAGES):
             if i >= 5:
                 x = x + skips[STAGES[i - 1][0]]
-            x = self._stage(i, train)(x, *([f[scale] for f in way] for way in flows))
+            x = self._stage(i)(x, *([f[scale] for f in way] for way in flows), scales[i])
             seen[f"stage{i + 1}"] = x
             if i < 4:
                 x = fuse(i, x)
                 skips.append(x)
         return x + skips[0]
 
-    def _reconstruct(self, x: Float[Array, "b t h w c"], train: bool) -> Array:
+    def _reconstruct(self, x: Float[Array, "b t h w c"], scales: list) -> Array:
         """Stage 8 and the projection back to the first features' channels."""
         x = LayerNorm(dtype=self.dtype, name="stage8_0_1")(x)
         x = Dense(self.embed_dims[7], dtype=self.dtype, name="stage8_0_2")(x)
@@ -210,17 +229,11 @@ class VRT(nn.Module):
                 fields = self.embed_dims[i], self.depths[i], self.remat != "none", self.dtype
                 x = ResidualGroup(*fields, name=f"stage8_{i - 6}")(x)
                 continue
-            block = self._block(i, train) | {"mut_attn": False}
+            block = self._block(i) | {"mut_attn": False}
             alone = i in self.indep_reconsts
             block["window_size"] = (1 if alone else self.window_size[0], *self.window_size[1:])
-            x = RTMSA(
-                self.embed_dims[i],
-                self.depths[i],
-                block,
-                self._drop_rates(i),
-                self.dtype,
-                name=f"stage8_{i - 6}",
-            )(x)
+            fields = self.embed_dims[i], self.depths[i], block, self.dtype
+            x = RTMSA(*fields, name=f"stage8_{i - 6}")(x, scales[i])
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Dense(self.embed_dims[0], dtype=self.dtype, name="conv_after_body")(x)
 
@@ -291,8 +304,9 @@ class VRT(nn.Module):
             x = x - mean
         x = FrameConv(self.embed_dims[0], self.dtype, name="conv_first")(x)
         x = x if guide is None else x + guide
-        body = self._hourglass(x, flows, fuse, train, seen)
-        x = x + self._reconstruct(body, train)
+        scales = self._branch_scales(frames.shape[0], train)
+        body = self._hourglass(x, flows, fuse, scales, seen)
+        x = x + self._reconstruct(body, scales)
         if self.pa_frames:
             x, frames = self._enlarge(x, frames)
             # Zeros: an untrained network returns its input, and training starts from there.
