@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -31,8 +32,8 @@ class Browser:
             "about:blank",
         ]  # fmt: skip
         # Chromium reads commands from descriptor 3 and answers on 4. By way of high numbers, so
-        # that moving one does not close the other.
-        high = [os.dup2(fd, 20 + i) for i, fd in enumerate((to_browser, from_browser))]
+        # that moving one does not close the other; free ones, as tests before may hold many open.
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_browser, from_browser)]
         move = (
             f"import os, sys; os.dup2({high[0]}, 3); os.dup2({high[1]}, 4); "
             "os.execv(sys.argv[1], sys.argv[1:])"
