@@ -81,6 +81,7 @@ def model_config() -> ml_collections.ConfigDict:
     # Voxels are joined by the same ones, warped to the middle of the exposure along a motion that
     # the model estimates.
     model.spike_alignment = False
+    model.alignment_reach = 0  # bins of the frames before and after that are warped too; 0 .. K
     # "cross_attention", or "concat": a linear map of both features at each pixel and frame.
     model.fusion = "cross_attention"
     model.tsa_heads = 4  # heads of the spikes' temporal self attention; divide the channels

@@ -8,8 +8,10 @@ without spikes) or "unet_spike" (a plain single-frame U-Net with spikes, to comp
 
 At scales 1, 1/2 and 1/4, where attention costs most and a window sees least, residual convolutions
 treat each frame on its own; attention and warping, which bring the frames together, work at 1/8.
-Spikes enter at every scale and beside the first convolution. There is no flow network. Training
-clips are cut and exposed on the accelerator, from films and rendered scenes (docs/data.md).
+Spikes enter at every scale and beside the first convolution, joined by themselves warped to the
+middle of the exposure. They meet the frames in a linear map, not in attention over time, which was
+worth nothing here (vrtspike_jax/weights/small.md). There is no flow network. Training clips are cut
+and exposed on the accelerator, from films and rendered scenes (docs/data.md).
 """
 
 import ml_collections
@@ -99,9 +101,13 @@ def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.Co
     model.spike_bins = BINS
     model.channels_per_scale = vrt.embed_dims[:4]
     model.spike_blocks = 1
-    # Without it, training finds out late which spikes belong to which frame.
-    model.time_slope = 4.0
+    model.spike_attention = False
     model.spike_input = True
+    model.spike_alignment = True
+    model.fusion = "concat"
+    # Where fusion or spikes do attend: without it, training finds out late which spikes belong to
+    # which frame.
+    model.time_slope = 4.0
     return model
 
 

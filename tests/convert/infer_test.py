@@ -82,6 +82,7 @@ def test_unusual_settings_are_found_too():
     [
         ({"fusion": "concat", "spike_attention": False, "spike_input": True}, 2),
         ({"spike_blocks": 1, "time_slope": 1.0, "spike_alignment": True}, 0),
+        ({"spike_alignment": True, "alignment_reach": 2}, 0),
     ],
 )
 def test_settings_that_depart_from_the_published_model_are_found(fields, convolved):

@@ -75,13 +75,16 @@ def test_a_field_changes_its_own_parameters_alone(fields, without, besides):
     chex.assert_trees_all_equal_shapes(*({n: p[n] for n in common} for p in (wanted, found)))
 
 
-def test_alignment_doubles_the_bins_and_changes_nothing_else():
-    wanted, found = (shapes_of(light(spike_alignment=a, spike_input=True)) for a in (False, True))
+@pytest.mark.parametrize("reach", [0, 2])
+def test_alignment_adds_the_bins_that_it_warps_and_changes_nothing_else(reach):
+    fields = {"spike_alignment": True, "alignment_reach": reach}
+    wanted, found = (shapes_of(light(**f, spike_input=True)) for f in ({}, fields))
     assert found.keys() == wanted.keys() | {"spike_aligner"}
     for name in ("spike_first", "spike_encoder"):
         first = wanted[name] if name == "spike_first" else wanted[name]["in_proj"]
         second = found[name] if name == "spike_first" else found[name]["in_proj"]
-        assert first["kernel"].shape[-2] == BINS and second["kernel"].shape[-2] == 2 * BINS
+        assert first["kernel"].shape[-2] == BINS
+        assert second["kernel"].shape[-2] == 2 * (BINS + reach)
         first["kernel"] = second["kernel"]
     chex.assert_trees_all_equal_shapes(wanted, {n: found[n] for n in wanted})
 
@@ -176,6 +179,7 @@ def test_residual_convolutions_treat_frames_one_by_one():
         ("spike_input", "yes", r"config\.model\.spike_input is 'yes': expected True or False"),
         ("spike_alignment", 1, r"config\.model\.spike_alignment is 1: expected True or False"),
         ("spike_blocks", 0, r"config\.model\.spike_blocks is 0: expected a whole number, 1 to"),
+        ("alignment_reach", 33, r"config\.model\.alignment_reach is 33: expected 0 to 32"),
     ],
 )
 def test_values_that_a_field_cannot_have_are_named(field, value, message):

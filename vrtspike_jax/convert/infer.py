@@ -150,14 +150,17 @@ def _spike_fields(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if attends:
         tsa = "spike_temporal_sa.blocks"
         widths["tsa_mlp_ratio"] = [shapes[f"{tsa}.{i}.mlp.0.weight"][0] for i in scales]
-    aligned = any(name.startswith("spike_aligner.") for name in shapes)
+    # The encoder takes K bins as they are and then those that the aligner warps, K + 2 * reach.
+    warped = shapes.get("spike_aligner.down0.weight", (0, 0))[1]
+    bins = first[1] - warped
     return {
-        "spike_bins": first[1] // (1 + aligned),
+        "spike_bins": bins,
         "channels_per_scale": tuple(channels),
         "spike_blocks": _count(shapes, r"spike_encoder\.res0\.(\d+)\.conv1\.weight"),
         "spike_attention": attends,
         "spike_input": "spike_first.weight" in shapes,
-        "spike_alignment": aligned,
+        "spike_alignment": warped > 0,
+        "alignment_reach": (warped - bins) // 2 if warped else 0,
         "fusion": "concat" if concat else "cross_attention",
         # Any start does: what was learned comes with the state dict.
         "time_slope": float(any(name.endswith(".time_slope") for name in shapes)),

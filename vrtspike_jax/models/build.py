@@ -72,6 +72,11 @@ def _vrt_spike(fields: dict[str, Any]) -> nn.Module:
     for key in shared.keys() - known:
         del fields[key]  # the spike branch takes it from its backbone
     model = construct(VRTWithSpike, fields, "config.model")
+    if model.alignment_reach > model.spike_bins:
+        raise ValueError(
+            f"config.model.alignment_reach is {model.alignment_reach}: expected 0 to "
+            f"{model.spike_bins}, the spike_bins"
+        )
     for name in ("tsa_heads", "fuse_heads"):
         check_divides(
             getattr(model, name),

@@ -26,8 +26,9 @@ class VRTWithSpike(nn.Module):
 
     Spikes are encoded at four scales and attend over time; after each of VRT's four encoder
     stages, cross-attention lets the frames query them, and the fused features feed the decoder
-    and its skips. `spike_blocks`, `spike_attention`, `spike_input`, `spike_alignment`, `fusion` and
-    `time_slope` let it depart from this published model; their defaults do not.
+    and its skips. `spike_blocks`, `spike_attention`, `spike_input`, `spike_alignment`,
+    `alignment_reach`, `fusion` and `time_slope` let it depart from this published model; their
+    defaults do not.
 
     Attributes:
         vrt: The backbone; its first four `embed_dims` equal `channels_per_scale`.
@@ -51,6 +52,7 @@ class VRTWithSpike(nn.Module):
             convolution, so that it sees them at full detail from the start.
         spike_alignment: Whether voxels are joined, along the bins, by the same ones warped to the
             middle of the exposure along an estimated motion (`SpikeAlignment`).
+        alignment_reach: Bins of the frame before and of the one after that are warped as well.
         fusion: "cross_attention", or "concat": at each pixel and frame alone, a linear map of
             both features, joined along the channels.
     """
@@ -72,12 +74,13 @@ class VRTWithSpike(nn.Module):
     spike_attention: bool = True
     spike_input: bool = False
     spike_alignment: bool = False
+    alignment_reach: int = 0
     fusion: str = "cross_attention"
 
     def setup(self) -> None:
         dtype, kernels = self.vrt.dtype, self.vrt.kernels
         if self.spike_alignment:
-            self.spike_aligner = SpikeAlignment(dtype=dtype)
+            self.spike_aligner = SpikeAlignment(self.alignment_reach, dtype=dtype)
         self.spike_encoder = SpikeEncoder3D(
             self.channels_per_scale,
             self.temporal_strides,
