@@ -71,11 +71,11 @@ class Result:
 def infer_workload(config, batch: int, frames: int, height: int, width: int) -> Workload:
     """Restoring `batch` clips of `frames` frames with random parameters of the config's model."""
     from vrtspike_jax.models.build import build_model
-    from vrtspike_jax.restoration.inference import make_restore_step
+    from vrtspike_jax.restoration.inference import for_inference, make_restore_step, store_params
 
-    model = build_model(config.model)
+    model = for_inference(build_model(config.model))
     arrays = _clip_arrays(config, batch, frames, height, width)
-    params = random_params(model, arrays)
+    params = store_params(model, random_params(model, arrays))
     voxel = config.data.voxel
     restore = make_restore_step(model, voxel.log, voxel.mean, voxel.std)
 

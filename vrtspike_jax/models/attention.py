@@ -242,10 +242,12 @@ class TMSAG(nn.Module):
     Attributes:
         depth: Number of blocks.
         block: Fields of the blocks, as in `TMSA`.
+        unroll: As in `VRT`.
     """
 
     depth: int
     block: dict
+    unroll: bool = False
 
     @nn.compact
     def __call__(
@@ -262,6 +264,7 @@ class TMSAG(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=pairs,
+                unroll=pairs if self.unroll else 1,
             )
             x, _ = scanned(self.block, name="pairs")(x, in_pairs)
         if odd:

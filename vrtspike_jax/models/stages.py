@@ -59,6 +59,7 @@ class Stage(nn.Module):
         pa_frames: Neighbours that are warped, both sides together; 0 for none.
         deformable_groups: As in `FlowGuidedDeformConv`.
         max_residue_magnitude: As in `FlowGuidedDeformConv`.
+        unroll: As in `VRT`.
         kernels: As in `VRT`.
         dtype: Compute dtype.
     """
@@ -72,6 +73,7 @@ class Stage(nn.Module):
     pa_frames: int
     deformable_groups: int
     max_residue_magnitude: float
+    unroll: bool = False
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
@@ -91,7 +93,8 @@ class Stage(nn.Module):
         )
         for i, (blocks, window, mut_attn) in enumerate(groups, 1):
             block = {**self.block, "window_size": window, "mut_attn": mut_attn}
-            group = TMSAG(len(range(self.depth)[blocks]), block, name=f"residual_group{i}")
+            fields = len(range(self.depth)[blocks]), block, self.unroll
+            group = TMSAG(*fields, name=f"residual_group{i}")
             y = group(x, None if scales is None else scales[blocks])
             x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
         if not self.pa_frames:
@@ -142,19 +145,21 @@ class RTMSA(nn.Module):
         dim: Channels.
         depth: Blocks.
         block: Fields of the blocks, as in `TMSA`.
+        unroll: As in `VRT`.
         dtype: Compute dtype.
     """
 
     dim: int
     depth: int
     block: dict
+    unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t h w c"], scales: Float[Array, "depth 2 b"] | None = None
     ) -> Float[Array, "b t h w c"]:
-        y = TMSAG(self.depth, self.block, name="residual_group")(x, scales)
+        y = TMSAG(self.depth, self.block, self.unroll, name="residual_group")(x, scales)
         return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
 
 

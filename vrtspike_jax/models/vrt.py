@@ -56,6 +56,8 @@ class VRT(nn.Module):
             Attention costs most, and sees least, where the map is largest.
         remat: What the backward pass recomputes: "none", "light", "attn", "ffn" or "block", as in
             `TMSA`.
+        unroll: Whether pairs of blocks are compiled one by one instead of once, in a loop: faster
+            steps, longer compilation, the same results and parameters.
         kernels: Implementation of the fused operations: "auto" (kernels on CUDA GPUs), "xla",
             "pallas", "cudnn" (of attention alone) or "interpret".
         dtype: Compute dtype; parameters, flow and softmax are float32.
@@ -81,6 +83,7 @@ class VRT(nn.Module):
     optical_flow: str = "spynet"
     conv_scales: int = 0
     remat: str = "none"
+    unroll: bool = False
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
@@ -200,6 +203,7 @@ class VRT(nn.Module):
             pa_frames=self.pa_frames,
             deformable_groups=self.deformable_groups,
             max_residue_magnitude=10 / 2**scale,
+            unroll=self.unroll,
             kernels=self.kernels,
             dtype=self.dtype,
             name=f"stage{i + 1}",
@@ -232,7 +236,7 @@ class VRT(nn.Module):
             block = self._block(i) | {"mut_attn": False}
             alone = i in self.indep_reconsts
             block["window_size"] = (1 if alone else self.window_size[0], *self.window_size[1:])
-            fields = self.embed_dims[i], self.depths[i], block, self.dtype
+            fields = self.embed_dims[i], self.depths[i], block, self.unroll, self.dtype
             x = RTMSA(*fields, name=f"stage8_{i - 6}")(x, scales[i])
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         return Dense(self.embed_dims[0], dtype=self.dtype, name="conv_after_body")(x)

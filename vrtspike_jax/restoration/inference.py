@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Num
 
 
+_MOTION = {"spynet", "spike_aligner"}
+
+
 def to_unit(frames: Num[Array, "*any"]) -> Float32[Array, "*any"]:
     """Integers to [0, 1] by their type's largest value; floats as they are."""
     if jnp.issubdtype(frames.dtype, jnp.integer):
@@ -23,10 +26,12 @@ def make_restore_step(
 
     Frames may be uint8, uint16 or float in [0, 1]. Integer voxels are counts and get the training's
     treatment (log1p if `log`, then (v - mean) / std) on the device, where it is free; float voxels
-    have had it. A model without a spike branch takes no notice of them.
+    have had it. A model without a spike branch takes no notice of them. Parameters are the model's,
+    or what `store_params` made of them.
     """
 
     def restore_step(params, frames, voxels):
+        params = _stacked(params)
         if jnp.issubdtype(voxels.dtype, jnp.integer):
             voxels = voxels.astype(jnp.float32)
             voxels = ((jnp.log1p(voxels) if log else voxels) - mean) / std
@@ -35,3 +40,49 @@ def make_restore_step(
         return jnp.clip(restored.astype(jnp.float32), 0.0, 1.0)
 
     return restore_step
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """The model without what only training needs: nothing is computed again."""
+    if hasattr(model, "vrt"):
+        return model.clone(vrt=model.vrt.clone(remat="none"))
+    return model.clone(remat="none")
+
+
+def store_params(model: nn.Module, params: Any) -> Any:
+    """A model's parameters in the form that costs least to use; what they mean stays the same.
+
+    Kernels have the compute dtype, into which every step would convert them, but for those of
+    motion, which is computed in float32. Where pairs of blocks are unrolled, each has its own.
+    """
+    backbone = getattr(model, "vrt", model)
+
+    def convert(path: tuple, leaf: jax.Array) -> jax.Array:
+        names = [str(key.key) for key in path]
+        stays = names[-1] != "kernel" or not _MOTION.isdisjoint(names)
+        return leaf if stays else leaf.astype(backbone.dtype)
+
+    params = jax.tree_util.tree_map_with_path(convert, params)
+    return _unstacked(params) if getattr(backbone, "unroll", False) else params
+
+
+def _unstacked(params: Any) -> Any:
+    """Each "pairs", whose leaves have an axis of pairs, as a tuple of its pairs."""
+    if not isinstance(params, dict):
+        return params
+    found = {name: _unstacked(value) for name, value in params.items()}
+    if "pairs" in params:
+        length = len(jax.tree.leaves(params["pairs"])[0])
+        found["pairs"] = tuple(
+            jax.tree.map(lambda leaf, i=i: leaf[i], params["pairs"]) for i in range(length)
+        )
+    return found
+
+
+def _stacked(params: Any) -> Any:
+    """Inverse of `_unstacked`; the compiler drops it together with the slices that unroll."""
+    if isinstance(params, tuple):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    if not isinstance(params, dict):
+        return params
+    return {name: _stacked(value) for name, value in params.items()}

@@ -23,7 +23,7 @@ from jaxtyping import Float32
 from vrtspike_jax import compiler
 from vrtspike_jax.restoration import planning
 from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
-from vrtspike_jax.restoration.inference import make_restore_step
+from vrtspike_jax.restoration.inference import for_inference, make_restore_step, store_params
 from vrtspike_jax.restoration.tiling import Grid, plan_grid, stream_tiled
 from vrtspike_jax.restoration.voxels import VoxelSettings
 from vrtspike_jax.spikes import voxel_counts
@@ -373,9 +373,10 @@ def from_model(model, params: Any, config, *, devices=None, name: str = "") -> R
     settings = VoxelSettings(
         bins, voxel.log, voxel.mean, voxel.std, config.data.steps, tuple(config.data.spike_scale)
     )
+    model = for_inference(model)
     return Restorer(
         make_restore_step(model, voxel.log, voxel.mean, voxel.std),
-        jax.tree.map(jnp.asarray, params),
+        store_params(model, jax.tree.map(jnp.asarray, params)),
         settings,
         clip_length=config.data.clip_length,
         shortest_clip=max(2, backbone.pa_frames // 2 + 1),
