@@ -73,8 +73,8 @@ def model_config() -> ml_collections.ConfigDict:
     # 0, as published, .. 3.
     vrt.conv_scales = 0
     vrt.deformable_groups = 16  # groups with offsets of their own; divide embed_dims
-    # Pairs of blocks compiled one by one, not once in a loop: faster steps, longer compilation.
-    vrt.unroll = False
+    # Pairs of blocks compiled one by one, not once in a loop: a sixth faster on a GPU.
+    vrt.unroll = True
     model.spike_bins = 32  # K, time bins of an exposure; = data.voxel.bins
     model.channels_per_scale = (96,) * 4  # of the spike branch at scales 1, 1/2, 1/4, 1/8
     model.spike_blocks = 2  # residual blocks of the spike encoder at each scale

@@ -8,17 +8,17 @@ without spikes) or "unet_spike" (a plain single-frame U-Net with spikes, to comp
 
 At scales 1, 1/2 and 1/4, where attention costs most and a window sees least, residual convolutions
 treat each frame on its own; attention and warping, which bring the frames together, work at 1/8.
-Spikes enter at every scale and beside the first convolution, joined by themselves warped to the
-middle of the exposure. They meet the frames in a linear map, not in attention over time, which was
-worth nothing here (vrtspike_jax/weights/small.md). There is no flow network. Training clips are cut
-and exposed on the accelerator, from films and rendered scenes (docs/data.md).
+Spikes enter at every scale and beside the first convolution, in many short bins, and meet the
+frames in a linear map. Attention over time, among spikes and from frames to spikes, was worth
+nothing here (vrtspike_jax/weights/small.md). There is no flow network. Training clips are cut and
+exposed on the accelerator, from films and rendered scenes (docs/data.md).
 """
 
 import ml_collections
 
 from configs import baseline
 
-BINS = 22
+BINS = 44  # two of the 88 steps each
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     data.batch_size = 16
     data.steps = 88
     data.voxel.bins = BINS
-    data.voxel.mean, data.voxel.std = 0.9, 0.5
+    data.voxel.mean, data.voxel.std = 0.56, 0.36
     data.num_workers = 0
     data.scenes.on_device = True
     data.scenes.reels = 512
@@ -103,7 +103,6 @@ def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.Co
     model.spike_blocks = 1
     model.spike_attention = False
     model.spike_input = True
-    model.spike_alignment = True
     model.fusion = "concat"
     # Where fusion or spikes do attend: without it, training finds out late which spikes belong to
     # which frame.

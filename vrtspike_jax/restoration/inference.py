@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Num
 
-
 _MOTION = {"spynet", "spike_aligner"}
 
 
@@ -52,18 +51,28 @@ def for_inference(model: nn.Module) -> nn.Module:
 def store_params(model: nn.Module, params: Any) -> Any:
     """A model's parameters in the form that costs least to use; what they mean stays the same.
 
-    Kernels have the compute dtype, into which every step would convert them, but for those of
-    motion, which is computed in float32. Where pairs of blocks are unrolled, each has its own.
+    Layers' kernels and biases have the compute dtype, into which every step would convert them, but
+    for those of motion, which is computed in float32. Where pairs of blocks are unrolled, each has
+    its own.
     """
     backbone = getattr(model, "vrt", model)
-
-    def convert(path: tuple, leaf: jax.Array) -> jax.Array:
-        names = [str(key.key) for key in path]
-        stays = names[-1] != "kernel" or not _MOTION.isdisjoint(names)
-        return leaf if stays else leaf.astype(backbone.dtype)
-
-    params = jax.tree_util.tree_map_with_path(convert, params)
+    params = _converted(params, backbone.dtype)
     return _unstacked(params) if getattr(backbone, "unroll", False) else params
+
+
+def _converted(params: Any, dtype: jnp.dtype, biases: bool = True) -> Any:
+    if not isinstance(params, dict):
+        return params
+    layer = ("kernel", "bias") if biases else ("kernel",)
+    converted = {}
+    for name, value in params.items():
+        if "kernel" in params and name in layer:
+            converted[name] = value.astype(dtype)
+        elif name in _MOTION:
+            converted[name] = value
+        else:  # `gated_mlp` adds its biases in float32
+            converted[name] = _converted(value, dtype, biases and name != "mlp")
+    return converted
 
 
 def _unstacked(params: Any) -> Any:
