@@ -81,7 +81,7 @@ def test_bfloat16_and_recomputation_are_near_the_plain_network(params, clip, res
 
 def test_the_shipped_config_has_about_4_9_million_parameters():
     model = build_model(small.get_config("unet_spike").model)
-    inputs = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, 22))
+    inputs = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, small.BINS))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert 4.8e6 < count < 5.0e6

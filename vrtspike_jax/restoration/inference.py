@@ -44,8 +44,8 @@ def make_restore_step(
 def for_inference(model: nn.Module) -> nn.Module:
     """The model without what only training needs: nothing is computed again."""
     if hasattr(model, "vrt"):
-        return model.clone(vrt=model.vrt.clone(remat="none"))
-    return model.clone(remat="none")
+        return model.clone(vrt=for_inference(model.vrt))
+    return model.clone(remat="none") if hasattr(model, "remat") else model
 
 
 def store_params(model: nn.Module, params: Any) -> Any:
@@ -56,7 +56,7 @@ def store_params(model: nn.Module, params: Any) -> Any:
     its own.
     """
     backbone = getattr(model, "vrt", model)
-    params = _converted(params, backbone.dtype)
+    params = _converted(params, getattr(backbone, "dtype", jnp.float32))
     return _unstacked(params) if getattr(backbone, "unroll", False) else params
 
 
