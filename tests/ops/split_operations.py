@@ -66,6 +66,14 @@ def feed_forward(scaled):
     return run, [normal(9, BATCH, 3, 10, 32), normal(8, BATCH)], weights
 
 
+def normalised(with_input):
+    def run(x, *parameters, implementation):
+        out = ops.layer_norm(x, *parameters, None, with_input, implementation)
+        return out[0] * out[1] if with_input else out
+
+    return run, [normal(0, BATCH, 3, 10, 32)], [normal(1, 32), normal(2, 32)]
+
+
 def warp(channels):
     def run(x, flow, implementation):
         return ops.flow_warp(x, flow, implementation=implementation)
@@ -112,6 +120,8 @@ OPERATIONS = {
     "mutual attention": functools.partial(shifted_windows, True),
     "feed-forward": functools.partial(feed_forward, True),
     "feed-forward without scale": functools.partial(feed_forward, False),
+    "normalised": functools.partial(normalised, False),
+    "normalised with input": functools.partial(normalised, True),
     "warp": functools.partial(warp, 16),
     "warp of few channels": functools.partial(warp, 3),
     "deformable": deformable,

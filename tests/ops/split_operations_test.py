@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("split_operations.py")
-FEW = ("packed windows", "mutual attention", "feed-forward", "warp", "deformable", "time with bias")
+FEW = (
+    "packed windows",
+    "mutual attention",
+    "feed-forward",
+    "normalised with input",
+    "warp",
+    "deformable",
+    "time with bias",
+)
 
 
 def results(*args):

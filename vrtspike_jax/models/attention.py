@@ -166,10 +166,11 @@ class TMSA(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def _attend(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
-        original, size = x, x.shape[1:4]
+        size = x.shape[1:4]
         shift = tuple(w // 2 if self.shifted else 0 for w in self.window_size)
         window, shift = clamp_window(size, self.window_size, shift)
-        x = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        norm = LayerNorm(without_cudnn(self.kernels), self.dtype, name="norm1")
+        x, original = norm(x, with_input=True)
         padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
         attention = WindowAttention(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops.gated_mlp import EPSILON
+from vrtspike_jax.ops import layer_norm
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -72,24 +72,21 @@ class LayerNorm(nn.Module):
     float32 copies.
 
     Attributes:
+        kernels: Implementation of `layer_norm`.
         dtype: Compute dtype.
     """
 
+    kernels: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(
+        self, x: Float[Array, "... c"], with_input: bool = False
+    ) -> Float[Array, "... c"] | tuple[Array, Array]:
+        """The normalised features; `with_input` with x, for a residual sum (see `layer_norm`)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return jax.checkpoint(_normalise)(x, scale, bias).astype(self.dtype)
-
-
-def _normalise(x: Array, scale: Float[Array, " c"], bias: Float[Array, " c"]) -> Array:
-    y = x.astype(jnp.float32)
-    mean = y.mean(axis=-1, keepdims=True)
-    variance = jnp.square(y).mean(axis=-1, keepdims=True) - jnp.square(mean)
-    factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + EPSILON) * scale
-    return (y - mean) * factor + bias
+        return layer_norm(x, scale, bias, self.dtype, with_input, self.kernels)
 
 
 class LayerNormParameters(nn.Module):

@@ -8,6 +8,7 @@ from vrtspike_jax.ops.deform_conv import (
 )
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
+from vrtspike_jax.ops.layer_norm import layer_norm
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
 from vrtspike_jax.ops.temporal_attention import temporal_attention
 from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
@@ -17,6 +18,7 @@ __all__ = [
     "flow_guided_deform_conv",
     "flow_warp",
     "gated_mlp",
+    "layer_norm",
     "quad_size",
     "raw_channels",
     "resize_align_corners",

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.layer_norm import EPSILON
 from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
-EPSILON = 1e-5  # torch.nn.LayerNorm's
 
 
 def gated_mlp(
@@ -41,7 +41,7 @@ def gated_mlp(
         b2: Bias of the output.
         branch_scale: Factor of the branch for each sample, for stochastic depth; drawn, not
             learned, so that it gets no gradient. None means 1.
-        implementation: "xla" is the reference. "pallas" is one CUDA kernel each way, which keeps
+        implementation: "xla" is the reference. "pallas" has CUDA kernels each way, which keep
             nothing but `x` for the backward pass. "auto" is "pallas" on CUDA GPUs and "xla"
             elsewhere; "interpret" runs the kernels on the CPU, for tests.
 

@@ -4,8 +4,7 @@ With n = LayerNorm(x), a = n W11 + b11, c = n W12 + b12, h = gelu(a) * c, the bl
 y = x + s (h W2 + b2), where s is one number for each sample (stochastic depth). The forward
 kernel reads x and writes y. The backward pass has one kernel too, which rebuilds a and c from x and
 writes the operands of plain matrix products: n, h, and the gradients of a and c side by side.
-
-Triton wants powers of two, so channels are cut into pieces: 96 is 64 + 32.
+A second one, after the product that makes n's gradient, is LayerNorm's (`pallas_norm`).
 """
 
 import dataclasses
@@ -20,11 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops.gated_mlp import EPSILON
+from vrtspike_jax.ops import pallas_norm, pallas_rows
+from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
 
 # Abramowitz and Stegun 7.1.26: |error| < 1.5e-7, far below bfloat16.
 ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 ERF_P = 0.3275911
+
+_call = functools.partial(pallas_rows.call, "gated_mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +58,10 @@ class Plan:
         """Tiles of rows."""
         return pl.cdiv(self.rows, self.block)
 
-
-def _pieces(size: int, largest: int) -> list[tuple[int, int, int]]:
-    """Cuts an axis into (start, width, valid): widths are powers of two, at least 16."""
-    pieces, start = [], 0
-    while start < size:
-        left = size - start
-        width = min(largest, 1 << (left.bit_length() - 1))
-        if width < 16 or (left - width < 8 and left != width):
-            width = max(16, pl.next_power_of_2(left))
-        valid = min(width, left)
-        pieces.append((start, width, valid))
-        start += valid
-    return pieces
+    @property
+    def ragged(self) -> bool:
+        """Whether the last tile reaches past the last row."""
+        return self.rows % self.block != 0
 
 
 def _gaussian(x: Array) -> tuple[Array, Array]:
@@ -82,79 +75,12 @@ def _gaussian(x: Array) -> tuple[Array, Array]:
     return jnp.where(x < 0, upper, 1 - upper), tail * (1 / math.sqrt(2 * math.pi))
 
 
-Piece = tuple[Any, int, Any]  # Start, width (a power of two), how many of it are valid.
-
-
-def _inside(piece: Piece) -> Array | None:
-    """Mask of a piece's valid part; None where that is the whole of it."""
-    _, width, valid = piece
-    if isinstance(valid, int) and valid == width:
-        return None
-    return jnp.arange(width, dtype=jnp.int32) < valid
-
-
-class _Tile:
-    """Rows of one program, and how to read and write their pieces."""
-
-    def __init__(self, plan: Plan, index: Array):
-        self.plan, self.index = plan, index
-        self.rows = index * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
-        self.valid = self.rows < plan.rows if plan.rows % plan.block else None
-
-    def _address(self, ref: Any, piece: Piece, offset: int = 0) -> tuple[Any, Array | None]:
-        start, width, _ = piece
-        shape = (self.plan.block, width)
-        masks = (
-            (_inside(piece), lambda m: m[None]),
-            (self.valid, lambda m: m[:, None]),
-        )
-        mask = None
-        for part, expand in masks:
-            if part is not None:
-                part = jnp.broadcast_to(expand(part), shape)
-                mask = part if mask is None else mask & part
-        column = offset + start + jnp.arange(width, dtype=jnp.int32)
-        return ref.at[self.rows[:, None], column[None]], mask
-
-    def load(self, ref: Any, piece: Piece) -> Array:
-        address, mask = self._address(ref, piece)
-        return plgpu.load(address, mask=mask, other=None if mask is None else 0)
-
-    def store(
-        self, ref: Any, piece: Piece, value: Array, when: Array | None = None, offset: int = 0
-    ) -> None:
-        address, mask = self._address(ref, piece, offset)
-        if when is not None:
-            when = jnp.broadcast_to(when, value.shape)
-            mask = when if mask is None else mask & when
-        plgpu.store(address, value.astype(ref.dtype), mask=mask)
-
-    def branch_scale(self, ref: Any) -> Float[Array, "block 1"]:
-        sample = lax.div(self.rows, jnp.int32(self.plan.rows_per_sample))
-        return plgpu.load(ref.at[sample], mask=self.valid, other=None if self.valid is None else 0)[
-            :, None
-        ]
-
-    def store_sum(self, ref: Any, piece: Piece, value: Array, offset: int) -> None:
-        """Writes the sum over this program's rows."""
-        if self.valid is not None:
-            value = jnp.where(self.valid[:, None], value, 0)
-        column = offset + piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
-        plgpu.store(ref.at[self.index, column], jnp.sum(value, axis=0), mask=_inside(piece))
-
-
-def _vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
-    mask = _inside(piece)
-    column = piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
-    return plgpu.load(ref.at[column], mask=mask, other=None if mask is None else 0)[None]
-
-
 def _matrix(ref: Any, row_piece: Piece, column_piece: Piece) -> Array:
     row, column = (
         start + jnp.arange(width, dtype=jnp.int32) for start, width, _ in (row_piece, column_piece)
     )
     mask = None
-    for part, axis in ((_inside(row_piece), 1), (_inside(column_piece), 0)):
+    for part, axis in ((inside(row_piece), 1), (inside(column_piece), 0)):
         if part is not None:
             part = jnp.broadcast_to(jnp.expand_dims(part, axis), (row_piece[1], column_piece[1]))
             mask = part if mask is None else mask & part
@@ -167,37 +93,30 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _normalise(
-    tile: _Tile, x_ref: Any, gamma: Any, beta: Any, channels: list
+    tile: Tile, x_ref: Any, gamma: Any, beta: Any, channels: list
 ) -> tuple[list[Array], list[Array]]:
     """LayerNorm of a tile in pieces, in the compute dtype, and its input in float32."""
-    count = tile.plan.channels
     x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
-    mean = sum(jnp.sum(p, axis=1, keepdims=True) for p in x) / count
-    centred = []
-    for p, (_, width, valid) in zip(x, channels, strict=True):
-        inside = jnp.arange(width, dtype=jnp.int32)[None] < valid
-        centred.append(p - mean if valid == width else jnp.where(inside, p - mean, 0))
-    variance = sum(jnp.sum(p * p, axis=1, keepdims=True) for p in centred) / count
-    inverse = lax.rsqrt(variance + EPSILON)
+    centred, inverse = pallas_rows.standardise(x, channels, tile.plan.channels)
     normed = [
-        (p * inverse * _vector(gamma, piece) + _vector(beta, piece)).astype(x_ref.dtype)
+        (p * inverse * vector(gamma, piece) + vector(beta, piece)).astype(x_ref.dtype)
         for p, piece in zip(centred, channels, strict=True)
     ]
     return normed, x
 
 
 def _hidden(normed: list[Array], channels: list, chunk: tuple, w: Any, b: Any) -> Array:
-    return _vector(b, chunk) + sum(
+    return vector(b, chunk) + sum(
         _dot(n, _matrix(w, piece, chunk)) for n, piece in zip(normed, channels, strict=True)
     )
 
 
 def _forward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, scale_ref, gamma, beta, w11, b11, w12, b12, w2, b2, out_ref = refs
-    tile, channels = _Tile(plan, pl.program_id(0)), _pieces(plan.channels, 64)
+    tile, channels = Tile(plan, pl.program_id(0)), pieces(plan.channels, 64)
     normed, x = _normalise(tile, x_ref, gamma, beta, channels)
-    out = [jnp.broadcast_to(_vector(b2, p), n.shape) for n, p in zip(normed, channels, strict=True)]
-    for chunk in _pieces(plan.hidden, 64):
+    out = [jnp.broadcast_to(vector(b2, p), n.shape) for n, p in zip(normed, channels, strict=True)]
+    for chunk in pieces(plan.hidden, 64):
         a = _hidden(normed, channels, chunk, w11, b11)
         c = _hidden(normed, channels, chunk, w12, b12)
         h = (a * _gaussian(a)[0] * c).astype(x_ref.dtype)
@@ -213,7 +132,7 @@ def _hidden_kernel(*refs: Any, plan: Plan) -> None:
     n_ref, dhidden_ref, h_ref, sums_ref = refs[10:]
     chunks = pl.cdiv(plan.hidden, plan.chunk)
     index, number = lax.div(pl.program_id(0), chunks), lax.rem(pl.program_id(0), chunks)
-    tile, channels = _Tile(plan, index), _pieces(plan.channels, 64)
+    tile, channels = Tile(plan, index), pieces(plan.channels, 64)
     columns = (number * plan.chunk, plan.chunk, plan.hidden - number * plan.chunk)
     if plan.hidden % plan.chunk == 0:
         columns = (columns[0], plan.chunk, plan.chunk)
@@ -232,17 +151,6 @@ def _hidden_kernel(*refs: Any, plan: Plan) -> None:
     for offset, d in ((0, dh * c * (cdf + a * density)), (plan.hidden, dh * gate)):
         tile.store(dhidden_ref, columns, d, offset=offset)
         tile.store_sum(sums_ref, columns, d, offset=offset)
-
-
-def _call(kernel: Any, plan: Plan, grid: int, outputs: Any, *inputs: Array) -> Any:
-    return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
-        out_shape=outputs,
-        grid=(grid,),
-        interpret=plan.interpret,
-        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
-        name="gated_mlp" + kernel.__name__,
-    )(*inputs)
 
 
 def _cast(weights: tuple[Array, ...], dtype: jnp.dtype) -> list[Array]:
@@ -277,26 +185,16 @@ def backward(
         branch_scale,
         *_cast(weights[:-1], x.dtype),
     )
-    gamma, beta, w11, _, w12, _, _, _ = weights
+    gamma, _, w11, _, w12, _, _, _ = weights
     dn = dhidden @ jnp.concatenate([w11, w12], axis=1).astype(x.dtype).T
-    _, pull = jax.vjp(layer_norm, flat_x, gamma, beta)
-    dx, dgamma, dbeta = pull(dn)
+    norm = pallas_norm.make_plan(rows, plan.rows_per_sample, plan.channels, plan.interpret)
+    dx, (dgamma, dbeta, db2) = pallas_norm.backward(norm, flat_x, dn, gamma, flat_dy, branch_scale)
     dw11, dw12 = jnp.split(_product(n, dhidden), 2, axis=1)
     db11, db12 = jnp.split(jnp.sum(sums, axis=0), 2)
-    factor = jnp.repeat(branch_scale, plan.rows_per_sample)[:, None]
-    db2 = jnp.sum(flat_dy.astype(jnp.float32) * factor, axis=0)
     gradients = (dgamma, dbeta, dw11, db11, dw12, db12, _product(h, flat_dy), db2)
     gradients = (g.astype(w.dtype) for g, w in zip(gradients, weights, strict=True))
-    return dx.reshape(x.shape) + dy, *gradients
+    return dx.reshape(x.shape), *gradients
 
 
 def _product(a: Float[Array, "m i"], b: Float[Array, "m j"]) -> Float[Array, "i j"]:
     return jnp.einsum("mi,mj->ij", a, b, preferred_element_type=jnp.float32)
-
-
-def layer_norm(x: Array, gamma: Array, beta: Array) -> Array:
-    """LayerNorm over the last axis, computed in float32, in x's dtype."""
-    y = x.astype(jnp.float32)
-    y -= y.mean(axis=-1, keepdims=True)
-    y *= lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + EPSILON)
-    return (y * gamma + beta).astype(x.dtype)

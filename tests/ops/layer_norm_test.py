@@ -1,0 +1,166 @@
+import contextlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from vrtspike_jax.models.attention import TMSA
+from vrtspike_jax.models.layers import LayerNorm
+from vrtspike_jax.ops import layer_norm, pallas_norm
+from vrtspike_jax.ops.layer_norm import EPSILON
+
+TRITON = "__gpu$xla.gpu.triton"
+# Shapes whose rows tiles divide and do not, and channels that fill pieces and do not.
+SHAPES = [(2, 32, 96), (2, 3, 7, 32), (1, 41, 20), (3, 5, 9), (1, 2, 180), (2, 1, 1030)]
+
+
+def arguments(shape, dtype=jnp.float32):
+    """x, gamma, beta, and gradients of the result and of x around it."""
+    rng = np.random.default_rng(shape[-1])
+    vector = shape[-1:]
+    x, gamma, beta, dy, around = (
+        rng.standard_normal(s) for s in (shape, vector, vector, shape, shape)
+    )
+    x = jnp.asarray(2 * x + 3 * rng.standard_normal((*shape[:-1], 1)), dtype)
+    gamma, beta = (jnp.asarray(v, jnp.float32) for v in (gamma, beta))
+    return x, gamma, beta, jnp.asarray(dy, dtype), jnp.asarray(around, dtype)
+
+
+def exact(x, gamma, beta, dy, around=None):
+    """Result and gradients in float64, from the formula of the derivative."""
+    x, gamma, beta, dy = (np.asarray(a, np.float64) for a in (x, gamma, beta, dy))
+    centred = x - x.mean(-1, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + EPSILON)
+    n, g = centred / deviation, gamma * dy
+    dx = (g - g.mean(-1, keepdims=True) - n * (g * n).mean(-1, keepdims=True)) / deviation
+    if around is not None:
+        dx += np.asarray(around, np.float64)
+    rows = tuple(range(x.ndim - 1))
+    return n * gamma + beta, dx, (dy * n).sum(rows), dy.sum(rows)
+
+
+def run(implementation, x, gamma, beta, dy, around=None):
+    @jax.jit
+    def both(x, gamma, beta, gradients):
+        def function(*args):
+            return layer_norm(*args, with_input=around is not None, implementation=implementation)
+
+        y, pull = jax.vjp(function, x, gamma, beta)
+        return y, pull(gradients)
+
+    if around is None:
+        y, gradients = both(x, gamma, beta, dy)
+    else:
+        (y, same), gradients = both(x, gamma, beta, (dy, around))
+        np.testing.assert_array_equal(same, x)
+    return y, *gradients
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "with input"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernel_and_reference_are_exact_forward_and_backward(shape, residual):
+    given = arguments(shape)[: 5 if residual else 4]
+    wanted = exact(*given)
+    for implementation in ("interpret", "xla"):
+        found = run(implementation, *given)
+        for name, a, b in zip(("y", "dx", "dgamma", "dbeta"), found, wanted, strict=True):
+            chex.assert_shape(a, b.shape)
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernel_is_as_exact_in_bfloat16_as_the_reference(shape):
+    given = arguments(shape, jnp.bfloat16)
+    wanted = exact(*given)
+    found, reference = (run(implementation, *given) for implementation in ("interpret", "xla"))
+    chex.assert_trees_all_equal_dtypes(found, reference)
+    for a, b, c in zip(found, reference, wanted, strict=True):
+        kernel, xla = (np.linalg.norm(np.asarray(v, np.float64) - c) for v in (a, b))
+        assert kernel < 1.01 * xla + 1e-6 * np.linalg.norm(c)
+
+
+@pytest.mark.parametrize("rows", [16 * 2048, 16 * 2048 + 5])
+def test_programs_that_walk_over_several_tiles_miss_none(rows):
+    plan = pallas_norm.make_plan(rows, rows, 96)
+    assert plan.steps > 1 and plan.ragged == bool(rows % 16)
+    assert plan.programs <= 2 * pallas_norm.PROGRAMS
+    # A narrower map of the same walk, as the interpreter copies whole arrays at each step.
+    plan = pallas_norm.Plan(37, 13, 20, block=4, steps=4, interpret=True)
+    x, gamma, beta, dy, around = arguments((37, 20))
+    scale = jnp.array([0.0, 1.25, -2.0])
+    dx, sums = pallas_norm.backward(plan, x, dy, gamma, around, scale)
+    _, *wanted = exact(x, gamma, beta, dy, around)
+    branch = np.repeat(scale, 13)[:37, None]
+    for a, b in zip((dx, *sums), (*wanted, (branch * around).sum(0)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_the_result_may_have_another_dtype():
+    x, gamma, beta, *_ = arguments((2, 5, 32))
+
+    def loss(x, implementation):
+        y = layer_norm(x, gamma, beta, jnp.bfloat16, implementation=implementation)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+    (_, y), dx = jax.value_and_grad(loss, has_aux=True)(x, "interpret")
+    (_, wanted), dwanted = jax.value_and_grad(loss, has_aux=True)(x, "xla")
+    assert y.dtype == wanted.dtype == jnp.bfloat16
+    assert dx.dtype == jnp.float32
+    np.testing.assert_array_equal(y, wanted)
+    np.testing.assert_allclose(dx, dwanted, rtol=1e-5, atol=1e-5)
+
+
+def as_if_on_a_gpu():
+    """From JAX 0.12 on, kernels are lowered for a GPU that JAX knows, present or not."""
+    if jax.__version_info__ < (0, 12):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+@pytest.mark.parametrize("platform, kernels", [("cuda", 1), ("tpu", 0)])
+def test_the_kernel_is_lowered_for_cuda_once_and_left_out_for_tpus(platform, kernels):
+    def loss(x, gamma, beta):
+        for _ in range(2):  # layers of the same shapes share one kernel
+            y, x = layer_norm(x, gamma, beta, with_input=True, implementation="pallas")
+            x += jnp.sin(y)
+        return x.astype(jnp.float32).sum()
+
+    checks = [export.DisabledSafetyCheck.custom_call(TRITON)]
+    with as_if_on_a_gpu() if platform == "cuda" else contextlib.nullcontext():
+        exported = export.export(
+            jax.jit(jax.grad(loss, argnums=(0, 1, 2))),
+            platforms=[platform],
+            disabled_checks=checks,
+        )(*arguments((2, 40, 96), jnp.bfloat16)[:3])
+    assert exported.mlir_module().count(f"custom_call @{TRITON}") == kernels
+
+
+@pytest.mark.parametrize(
+    "kernels, wanted", [("auto", True), ("cudnn", True), ("pallas", True), ("xla", False)]
+)
+def test_attention_blocks_hand_their_choice_on(monkeypatch, kernels, wanted):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    block = TMSA(32, (2, 4, 4), 2, False, False, kernels=kernels)
+    x = jnp.ones((1, 2, 4, 4, 32))
+    parameters = jax.eval_shape(block.init, jax.random.key(0), x)
+
+    def loss(parameters):
+        return block.apply(parameters, x).sum()
+
+    traced = str(jax.make_jaxpr(jax.grad(loss))(parameters))
+    # One for norm1, one in the feed-forward block, of another plan: it sums for one bias more.
+    assert traced.count("name=layer_norm_backward_kernel") == 2 * wanted
+
+
+def test_the_layer_keeps_the_names_of_its_parameters():
+    parameters = LayerNorm().init(jax.random.key(0), jnp.ones((2, 8)))["params"]
+    chex.assert_trees_all_equal(parameters, {"scale": jnp.ones(8), "bias": jnp.zeros(8)})
+
+
+def test_unknown_implementation_is_an_error():
+    with pytest.raises(ValueError, match="'cudnn'"):
+        layer_norm(*arguments((2, 3, 16))[:3], implementation="cudnn")

@@ -1,0 +1,142 @@
+"""LayerNorm whose backward pass is one kernel and keeps nothing but the input."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
+
+IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
+EPSILON = 1e-5  # torch.nn.LayerNorm's
+
+
+def layer_norm(
+    x: Float[Array, "b ... c"],
+    gamma: Float[Array, " c"],
+    beta: Float[Array, " c"],
+    dtype: jnp.dtype | None = None,
+    with_input: bool = False,
+    implementation: str = "auto",
+) -> Float[Array, "b ... c"] | tuple[Float[Array, "b ... c"], Float[Array, "b ... c"]]:
+    """LayerNorm over the last axis, with statistics in float32.
+
+    Args:
+        x: Features.
+        gamma: Scale.
+        beta: Bias.
+        dtype: The result's; None means x's.
+        with_input: Returns x too, for x + f(layer_norm(x)): if the sum takes this x, the backward
+            pass adds the gradients of both uses where it makes them.
+        implementation: "xla" is the reference. "pallas" has a CUDA kernel for the backward pass;
+            the forward pass is left to XLA, which fuses it. "auto" is "pallas" on CUDA GPUs and
+            "xla" elsewhere; "interpret" runs the kernel on the CPU, for tests.
+
+    Returns:
+        The normalised features, or these and x.
+
+    Raises:
+        ValueError: for an unknown implementation.
+    """
+    dispatch.check("layer_norm", implementation, IMPLEMENTATIONS)
+    dtype = jnp.dtype(dtype or x.dtype)
+    kernels = find_kernels("pallas_norm", implementation, x, gamma)
+    if kernels is not None:
+        split = split_batch("layer_norm", x.shape[0], x, gamma)
+        if x.size // split.parts >= 2**31:  # what the kernel counts in
+            kernels = None
+    if kernels is None:
+        y = jax.checkpoint(_normalise)(x, gamma, beta).astype(dtype)
+        return (y, x) if with_input else y
+    rows = math.prod(x.shape[:-1])
+    plan = kernels.make_plan(
+        rows // split.parts,
+        rows // x.shape[0],
+        x.shape[-1],
+        interpret=implementation == "interpret",
+    )
+    out = _fused(plan, split, dtype, with_input, x, gamma, beta)
+    return out if with_input else out[0]
+
+
+def _normalise(x: Array, gamma: Float[Array, " c"], beta: Float[Array, " c"]) -> Array:
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True)
+    variance = jnp.square(y).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    factor = jax.lax.rsqrt(jnp.maximum(variance, 0) + EPSILON) * gamma
+    return (y - mean) * factor + beta
+
+
+def _reference(dtype: jnp.dtype, with_input: bool, x: Array, *parameters: Array) -> tuple:
+    y = _normalise(x, *parameters).astype(dtype)
+    return (y, x) if with_input else (y,)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _fused(
+    plan: Any,
+    split: Split,
+    dtype: jnp.dtype,
+    with_input: bool,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+) -> tuple[Array, ...]:
+    """The result and, if asked for, x."""
+    return _reference(dtype, with_input, x, gamma, beta)
+
+
+def _fused_forward(
+    plan: Any, split: Split, dtype: jnp.dtype, with_input: bool, *arguments: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    return _reference(dtype, with_input, *arguments), arguments
+
+
+def _fused_backward(
+    plan: Any,
+    split: Split,
+    dtype: jnp.dtype,
+    with_input: bool,
+    saved: tuple[Array, ...],
+    gradients: tuple[Array, ...],
+) -> tuple[Array, ...]:
+    x, *parameters = saved
+    dx, dparameters = _run_backward(plan, split, dtype, x, gradients, tuple(parameters))
+    return dx, *dparameters
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+# Jitted, so that layers of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_backward(
+    plan: Any,
+    split: Split,
+    dtype: jnp.dtype,
+    x: Array,
+    gradients: tuple[Array, ...],
+    parameters: tuple[Array, Array],
+) -> tuple[Array, tuple[Array, Array]]:
+    """Gradients of x and the parameters, from those of the result and of x where it came along."""
+    kernels = dispatch.kernels("pallas_norm")
+
+    def cuda(x: Array, gamma: Array, beta: Array, *gradients: Array) -> tuple:
+        flat, dy, *around = (a.reshape(-1, a.shape[-1]) for a in (x, *gradients))
+        dx, (dgamma, dbeta) = kernels.backward(plan, flat, dy, gamma, *around)
+        return dx.reshape(x.shape), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+    def otherwise(x: Array, gamma: Array, beta: Array, *gradients: Array) -> tuple:
+        run = functools.partial(_reference, dtype, len(gradients) == 2)
+        return jax.vjp(run, x, gamma, beta)[1](gradients)
+
+    def run(x: Array, gradients: tuple[Array, ...], parameters: tuple[Array, Array]) -> tuple:
+        args = (x, *parameters, *gradients)
+        dx, *sums = dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)
+        return dx, tuple(sums)
+
+    return split.over(run, (0, 0, None), (0, SUM))(x, gradients, parameters)

@@ -1,0 +1,131 @@
+"""What Triton kernels over rows of channels share: tiles of rows, cut into pieces of channels.
+
+Triton wants powers of two, so channels are cut into pieces: 96 is 64 + 32.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from vrtspike_jax.ops.layer_norm import EPSILON
+
+Piece = tuple[Any, int, Any]  # Start, width (a power of two), how many of it are valid.
+
+
+def pieces(size: int, largest: int) -> list[tuple[int, int, int]]:
+    """Cuts an axis into (start, width, valid): widths are powers of two, at least 16."""
+    found, start = [], 0
+    while start < size:
+        left = size - start
+        width = min(largest, 1 << (left.bit_length() - 1))
+        if width < 16 or (left - width < 8 and left != width):
+            width = max(16, pl.next_power_of_2(left))
+        valid = min(width, left)
+        found.append((start, width, valid))
+        start += valid
+    return found
+
+
+def inside(piece: Piece) -> Array | None:
+    """Mask of a piece's valid part; None where that is the whole of it."""
+    _, width, valid = piece
+    if isinstance(valid, int) and valid == width:
+        return None
+    return jnp.arange(width, dtype=jnp.int32) < valid
+
+
+class Tile:
+    """Some rows, and how to read and write their pieces.
+
+    Args:
+        plan: Has `rows` in all, the `block` of a tile, `rows_per_sample`, and whether the grid is
+            `ragged`: reaches past the last row.
+        index: Which tile.
+    """
+
+    def __init__(self, plan: Any, index: Array):
+        self.plan, self.index = plan, index
+        self.rows = index * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
+        self.valid = self.rows < plan.rows if plan.ragged else None
+
+    def _address(self, ref: Any, piece: Piece, offset: int = 0) -> tuple[Any, Array | None]:
+        start, width, _ = piece
+        shape = (self.plan.block, width)
+        masks = (
+            (inside(piece), lambda m: m[None]),
+            (self.valid, lambda m: m[:, None]),
+        )
+        mask = None
+        for part, expand in masks:
+            if part is not None:
+                part = jnp.broadcast_to(expand(part), shape)
+                mask = part if mask is None else mask & part
+        column = offset + start + jnp.arange(width, dtype=jnp.int32)
+        return ref.at[self.rows[:, None], column[None]], mask
+
+    def load(self, ref: Any, piece: Piece) -> Array:
+        address, mask = self._address(ref, piece)
+        return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+    def store(
+        self, ref: Any, piece: Piece, value: Array, when: Array | None = None, offset: int = 0
+    ) -> None:
+        address, mask = self._address(ref, piece, offset)
+        if when is not None:
+            when = jnp.broadcast_to(when, value.shape)
+            mask = when if mask is None else mask & when
+        plgpu.store(address, value.astype(ref.dtype), mask=mask)
+
+    def branch_scale(self, ref: Any) -> Float[Array, "block 1"]:
+        sample = lax.div(self.rows, jnp.int32(self.plan.rows_per_sample))
+        return plgpu.load(ref.at[sample], mask=self.valid, other=None if self.valid is None else 0)[
+            :, None
+        ]
+
+    def store_sum(self, ref: Any, piece: Piece, value: Array, offset: int) -> None:
+        """Writes the sum over this tile's rows."""
+        if self.valid is not None:
+            value = jnp.where(self.valid[:, None], value, 0)
+        column = offset + piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
+        plgpu.store(ref.at[self.index, column], jnp.sum(value, axis=0), mask=inside(piece))
+
+
+def vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
+    """A piece of a vector over the channels."""
+    mask = inside(piece)
+    column = piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
+    return plgpu.load(ref.at[column], mask=mask, other=None if mask is None else 0)[None]
+
+
+def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
+    """Mean over the channels, of pieces that are zero where they are not valid."""
+    return sum(jnp.sum(v, axis=1, keepdims=True) for v in values) * (1 / channels)
+
+
+def standardise(
+    x: list[Float[Array, "block width"]], cut: list[Piece], channels: int
+) -> tuple[list[Float[Array, "block width"]], Float[Array, "block 1"]]:
+    """Rows less their mean, zero where a piece is not valid, and the inverse of their deviation."""
+    mean = row_mean(x, channels)
+    centred = []
+    for p, (_, width, valid) in zip(x, cut, strict=True):
+        within = jnp.arange(width, dtype=jnp.int32)[None] < valid
+        centred.append(p - mean if valid == width else jnp.where(within, p - mean, 0))
+    return centred, lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)
+
+
+def call(name: str, kernel: Any, plan: Any, grid: int, outputs: Any, *inputs: Array) -> Any:
+    """Runs `kernel` on a grid of programs."""
+    return pl.pallas_call(
+        functools.partial(kernel, plan=plan),
+        out_shape=outputs,
+        grid=(grid,),
+        interpret=plan.interpret,
+        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
+        name=name + kernel.__name__,
+    )(*inputs)
