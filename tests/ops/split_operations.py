@@ -69,7 +69,7 @@ def feed_forward(scaled):
 def normalised(with_input):
     def run(x, *parameters, implementation):
         out = ops.layer_norm(x, *parameters, None, with_input, implementation)
-        return out[0] * out[1] if with_input else out
+        return out[1] + out[0] if with_input else out
 
     return run, [normal(0, BATCH, 3, 10, 32)], [normal(1, 32), normal(2, 32)]
 
