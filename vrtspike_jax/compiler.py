@@ -10,11 +10,14 @@ _GPU = {
     "xla_gpu_enable_triton_gemm": False,
     # Compiles each elementwise kernel several times over to see which is fastest: minutes too.
     "xla_gpu_experimental_enable_fusion_autotuner": False,
+    # Algorithms of cuBLAS and cuDNN are timed, and not compared with each other as well, which was
+    # a quarter of the time to compile a train step.
+    "xla_gpu_autotune_level": 1,
 }
 
 
 @functools.cache
-def _knows(name: str, value: bool) -> bool:
+def _knows(name: str, value: bool | int) -> bool:
     """Whether this version of the compiler has an option."""
     try:
         jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={name: value})
@@ -23,7 +26,7 @@ def _knows(name: str, value: bool) -> bool:
     return True
 
 
-def options() -> dict[str, bool] | None:
+def options() -> dict[str, bool | int] | None:
     """Compiler options for this machine's default backend, or None."""
     if jax.default_backend() != "gpu":
         return None
