@@ -33,8 +33,9 @@ CAMERAS = {
     "blur 30 to 60 pixels": {"blur": (30.0, 60.0), "film_share": 0.0},
     "films alone": {"film_share": 1.0},
 }
-# The cameras of the GoPro + spike set.
+# The cameras of the GoPro + spike set, and clips that do not depend on what a model learned from.
 PROTOCOL = {
+    "film_share": 0.5,
     "gain": (1.0, 1.0), "light_change": 0.0, "frame_noise": (0.0, 0.0), "threshold": (1.0, 1.0),
     "dark_current": (0.0, 0.0), "spike_noise": (0.0, 0.0), "threshold_spread": (0.0, 0.0),
 }  # fmt: skip
