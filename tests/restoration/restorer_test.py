@@ -71,6 +71,28 @@ def test_the_counts_of_a_faster_camera_are_scaled_down(steps, brightness, spike_
     np.testing.assert_allclose(restored, brightness * 0.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [[1, 1, 1], [2, 3, 2], [3, 8, 16]])
+def test_no_bin_is_empty_because_a_camera_has_fewer_steps_than_bins(steps):
+    def least_and_most(params, frames, voxels):
+        least, most = jnp.min(voxels, axis=-1), jnp.max(voxels, axis=-1)
+        found = jnp.stack([least, most, jnp.sum(voxels, axis=-1)], axis=-1).astype(jnp.float32)
+        return found / jnp.array([2, 2, 8])
+
+    restorer = Restorer(least_and_most, {}, VoxelSettings(bins=4, log=False, steps=8))
+    frames = np.zeros((3, 40, 48, 3), np.float32)
+    restored = restorer.restore(frames, [np.ones((s, 40, 48), np.uint8) for s in steps])
+    for frame, s in zip(restored, steps, strict=True):
+        least, most, total = frame[0, 0] * [2, 2, 8]
+        np.testing.assert_allclose(total, min(s, 8), rtol=1e-5)  # each spike counts once
+        np.testing.assert_allclose([least, most], min(s, 8) / 4, rtol=0.4)
+
+
+def test_a_model_trained_with_fewer_steps_than_bins_keeps_its_gaps():
+    voxels = VoxelSettings(bins=4, log=False, steps=2)
+    counts = voxels.count(np.ones((2, 8, 8), np.uint8), (16, 16))
+    np.testing.assert_array_equal(counts[0, 0], [1, 0, 1, 0])
+
+
 @pytest.mark.parametrize("settings", [{}, {"tile": 64, "tile_overlap": 16}])
 def test_the_counts_of_a_finer_camera_are_averaged_to_the_size_of_training(settings):
     seen = []

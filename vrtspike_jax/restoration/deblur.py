@@ -143,7 +143,7 @@ def _plan(restorer: Restorer, frames, exposures: Exposures, tiling: Tiling) -> P
         frames.size,
         exposures.size,
         frames.dtype,
-        steps=exposures.steps[1],
+        steps=exposures.steps,
         tile=tiling.tile,
         tile_overlap=tiling.tile_overlap,
         clip=tiling.clip,

@@ -26,7 +26,6 @@ from vrtspike_jax.restoration.clips import Clip, blend_clips, plan_clips
 from vrtspike_jax.restoration.inference import for_inference, make_restore_step, store_params
 from vrtspike_jax.restoration.tiling import Grid, plan_grid, stream_tiled
 from vrtspike_jax.restoration.voxels import VoxelSettings
-from vrtspike_jax.spikes import voxel_counts
 
 WHOLE = "whole"
 
@@ -96,7 +95,7 @@ class Restorer:
         spike_size: tuple[int, int],
         frame_dtype: np.dtype = np.uint8,
         *,
-        steps: int = 0,
+        steps: int | tuple[int, int] = 0,
         tile: int | tuple[int, int] | str | None = None,
         tile_overlap: int | None = None,
         clip: int | None = None,
@@ -108,7 +107,7 @@ class Restorer:
           frame_size: height and width of the frames, pixels.
           spike_size: height and width of the spikes, pixels.
           frame_dtype: uint8, uint16 or float32.
-          steps: spike steps of the longest exposure; 0: those of training.
+          steps: spike steps of the exposures: of all, or fewest and most; 0: those of training.
           tile: side of the tiles in pixels, or (height, width); "whole" for whole frames; None
             takes what fits in memory, by the compiler's memory analysis.
           tile_overlap: pixels that neighbouring tiles share; None: 64, or half of a small tile.
@@ -125,7 +124,9 @@ class Restorer:
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
         camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
-        scaled = self.voxels.bins and (self.voxels.scale(steps) != 1 or spike_size != tuple(camera))
+        lengths = (steps,) if isinstance(steps, int) else steps
+        scaled = any(self.voxels.scale(n) != 1 for n in lengths)
+        scaled |= self.voxels.bins > 0 and spike_size != tuple(camera)
 
         def counted(grid: Grid) -> bool:
             return not (scaled or grid.resampled)
@@ -174,7 +175,7 @@ class Restorer:
         return apply
 
     def count(self, spikes: np.ndarray | None, frame_size: tuple[int, int]) -> np.ndarray:
-        """Spikes [S,Hs,Ws] to the counts that `stream` wants, [hs,ws,K]; see `VoxelSettings.adapt`.
+        """Spikes [S,Hs,Ws] to the counts that `stream` wants, [hs,ws,K]; see `VoxelSettings`.
 
         Raises:
           ValueError: the model needs spikes, and there are none.
@@ -183,8 +184,7 @@ class Restorer:
             return np.zeros((*frame_size, 0), np.uint8)
         if spikes is None:
             raise ValueError(f"{self.name or 'the model'} needs spikes, and none are given")
-        counts = voxel_counts(np.asarray(spikes), self.voxels.bins)
-        return self.voxels.adapt(counts, len(spikes), frame_size)
+        return self.voxels.count(np.asarray(spikes), frame_size)
 
     def stream(
         self,
@@ -255,12 +255,13 @@ class Restorer:
         spikes = [None] * len(frames) if spikes is None else spikes
         if len(spikes) != len(frames):
             raise ValueError(f"found {len(frames)} frames and spikes of {len(spikes)} exposures")
-        steps = max(0 if exposure is None else len(exposure) for exposure in spikes)
+        lengths = [0 if exposure is None else len(exposure) for exposure in spikes]
         counts = [self.count(exposure, frames.shape[1:3]) for exposure in spikes]
         if len({grid.shape for grid in counts}) != 1:
             raise ValueError(f"found spikes of sizes {sorted({g.shape[:2] for g in counts})}")
         settings = {"tile": tile, "tile_overlap": tile_overlap}
-        settings |= {"clip": clip, "clip_overlap": clip_overlap, "steps": steps}
+        settings |= {"clip": clip, "clip_overlap": clip_overlap}
+        settings["steps"] = min(lengths), max(lengths)
         camera = frames.shape[1:3] if spikes[0] is None else np.shape(spikes[0])[1:]
         plan = self.plan(frames.shape[1:3], camera, frames.dtype, **settings)
         restored = np.empty_like(frames)
