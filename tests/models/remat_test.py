@@ -8,7 +8,7 @@ import pytest
 from vrtspike_jax.models.attention import REMATS, TMSAG
 
 
-def _group(remat, kernels="xla"):
+def _group(remat, kernels="xla", depth=1, unroll=False):
     block = {
         "dim": 32,
         "num_heads": 2,
@@ -17,7 +17,7 @@ def _group(remat, kernels="xla"):
         "remat": remat,
         "kernels": kernels,
     }
-    return TMSAG(1, block)
+    return TMSAG(depth, block, unroll)
 
 
 def _clip():
@@ -59,3 +59,20 @@ def test_light_runs_no_attention_kernel_again_and_block_does(params):
         return str(traced).count("name=forward_kernel")
 
     assert launches("light") == launches("none") < launches("block")
+
+
+def test_unrolled_pairs_have_the_loop_s_parameters_results_and_gradients():
+    def run(unroll):
+        group = _group("light", depth=5, unroll=unroll)
+        init = jax.jit(lambda x: group.init(jax.random.key(1), x)["params"])
+        params = init(_clip())
+
+        def loss(params, x):
+            return jnp.sum(jnp.sin(group.apply({"params": params}, x)))
+
+        return params, jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, _clip())
+
+    looped, unrolled = run(False), run(True)
+    assert jax.tree.leaves(looped[0]["pairs"])[0].shape[0] == 2
+    for a, b in zip(jax.tree.leaves(unrolled), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)

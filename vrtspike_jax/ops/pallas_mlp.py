@@ -20,13 +20,14 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_norm, pallas_rows
+from vrtspike_jax.ops.pallas_launch import launch
 from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
 
 # Abramowitz and Stegun 7.1.26: |error| < 1.5e-7, far below bfloat16.
 ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 ERF_P = 0.3275911
 
-_call = functools.partial(pallas_rows.call, "gated_mlp")
+_call = functools.partial(launch, "gated_mlp", 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_rows
+from vrtspike_jax.ops.pallas_launch import launch
 from vrtspike_jax.ops.pallas_rows import Tile, row_mean, vector
 
 # Elements of a tile: of six such arrays, half of them running sums, each of 128 threads holds its
@@ -148,7 +149,5 @@ def backward(
         jax.ShapeDtypeStruct((count * plan.channels, plan.programs), jnp.float32),
     ]
     inputs = x, dy, gamma.astype(jnp.float32), *around
-    dx, sums = pallas_rows.call(
-        "layer_norm", _backward_kernel, plan, plan.programs, outputs, *inputs
-    )
+    dx, sums = launch("layer_norm", 2, _backward_kernel, plan, plan.programs, outputs, *inputs)
     return dx, jnp.sum(sums, axis=1).reshape(count, plan.channels)

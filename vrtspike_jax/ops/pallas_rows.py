@@ -3,7 +3,6 @@
 Triton wants powers of two, so channels are cut into pieces: 96 is 64 + 32.
 """
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -117,15 +116,3 @@ def standardise(
         within = jnp.arange(width, dtype=jnp.int32)[None] < valid
         centred.append(p - mean if valid == width else jnp.where(within, p - mean, 0))
     return centred, lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)
-
-
-def call(name: str, kernel: Any, plan: Any, grid: int, outputs: Any, *inputs: Array) -> Any:
-    """Runs `kernel` on a grid of programs."""
-    return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
-        out_shape=outputs,
-        grid=(grid,),
-        interpret=plan.interpret,
-        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=2),
-        name=name + kernel.__name__,
-    )(*inputs)

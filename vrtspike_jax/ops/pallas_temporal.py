@@ -22,6 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from vrtspike_jax.ops.pallas_launch import launch
+
 # Pairs of frames, and frames of the memory, up to which a pixel fits the registers.
 LARGEST_PAIRS, LARGEST_MEMORY = 64, 16
 LARGEST_DIM = 64
@@ -233,15 +235,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         plgpu.store(dbias_ref.at[program, pair, slot], total)
 
 
-def _call(kernel: Any, plan: Plan, programs: int, outputs: Any, *inputs: Array) -> Any:
-    return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
-        out_shape=outputs,
-        grid=(programs,),
-        interpret=plan.interpret,
-        compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=1),
-        name="temporal_attention" + kernel.__name__,
-    )(*inputs)
+_call = functools.partial(launch, "temporal_attention", 1)
 
 
 def _flat(plan: Plan, *arrays: Array) -> list[Array]:

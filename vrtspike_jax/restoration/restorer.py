@@ -124,8 +124,7 @@ class Restorer:
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
         camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
-        lengths = (steps,) if isinstance(steps, int) else steps
-        scaled = any(self.voxels.scale(n) != 1 for n in lengths)
+        scaled = any(self.voxels.scale(n) != 1 for n in np.ravel(steps))
         scaled |= self.voxels.bins > 0 and spike_size != tuple(camera)
 
         def counted(grid: Grid) -> bool:
@@ -256,12 +255,12 @@ class Restorer:
         if len(spikes) != len(frames):
             raise ValueError(f"found {len(frames)} frames and spikes of {len(spikes)} exposures")
         lengths = [0 if exposure is None else len(exposure) for exposure in spikes]
+        steps = min(lengths), max(lengths)
         counts = [self.count(exposure, frames.shape[1:3]) for exposure in spikes]
         if len({grid.shape for grid in counts}) != 1:
             raise ValueError(f"found spikes of sizes {sorted({g.shape[:2] for g in counts})}")
         settings = {"tile": tile, "tile_overlap": tile_overlap}
-        settings |= {"clip": clip, "clip_overlap": clip_overlap}
-        settings["steps"] = min(lengths), max(lengths)
+        settings |= {"clip": clip, "clip_overlap": clip_overlap, "steps": steps}
         camera = frames.shape[1:3] if spikes[0] is None else np.shape(spikes[0])[1:]
         plan = self.plan(frames.shape[1:3], camera, frames.dtype, **settings)
         restored = np.empty_like(frames)
