@@ -7,7 +7,7 @@ import pytest
 from stand_in import tiny_config
 
 from vrtspike_jax.training import optimizer
-from vrtspike_jax.training.packing import MULTIPLE, pack, unpack
+from vrtspike_jax.training.packing import MULTIPLE, Layout
 
 
 def schedule_by_hand(step, peak, total, warmup):
@@ -51,14 +51,15 @@ def run(optim, params, gradients, rates, flow_factors):
     tx = optimizer.gradient_transformation(optim)
     flat = optimizer.is_flat(optim.name)
     tree = {"spynet": params["spynet"], "net": {"kernel": params["kernel"], "bias": params["bias"]}}
-    groups = pack(tree, ("spynet",), flat)
+    layout = Layout.of(tree, ("spynet",), flat)
+    groups = layout.pack(tree)
     state = tx.init(groups)
     for grads, rate, factor in zip(gradients, rates, flow_factors, strict=True):
         g = {"spynet": grads["spynet"], "net": {"kernel": grads["kernel"], "bias": grads["bias"]}}
-        held = optimizer.hold_frozen(pack(g, ("spynet",), flat), jnp.float32(factor))
+        held = optimizer.hold_frozen(layout.pack(g), jnp.float32(factor))
         direction, state = tx.update(held, state, groups)
         groups = optimizer.apply_direction(groups, direction, rate, factor)
-    out = unpack(groups, tree, ("spynet",))
+    out = layout.unpack(groups)
     return {"spynet": out["spynet"], **out["net"]}, state
 
 
@@ -136,8 +137,9 @@ def test_adafactor_descends_with_a_state_far_smaller_than_the_parameters():
 @pytest.mark.parametrize("flat", [True, False])
 def test_packing_gives_the_tree_back_and_pads_vectors_with_zeros(flat):
     tree = {"a": {"spynet": {"w": jnp.arange(6.0).reshape(2, 3)}}, "b": jnp.arange(4.0)}
-    groups = pack(tree, ("spynet",), flat)
-    back = unpack(groups, tree, ("spynet",))
+    layout = Layout.of(tree, ("spynet",), flat)
+    groups = layout.pack(tree)
+    back = layout.unpack(groups)
     jax.tree.map(np.testing.assert_array_equal, back, tree)
     if flat:
         assert {k: v.shape for k, v in groups.items()} == {"flow": (MULTIPLE,), "rest": (MULTIPLE,)}

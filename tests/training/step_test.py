@@ -135,7 +135,7 @@ def test_a_non_finite_clip_skips_the_update_counts_it_and_is_told_apart(monkeypa
     state, metrics = step(start, bad, {})
     assert metrics["skipped"] and not np.isfinite(metrics["loss"])
     np.testing.assert_array_equal(metrics["clip_finite"], [[True, True], [False, True]])
-    for name in ("params", "ema_params", "opt_state"):
+    for name in ("packed", "packed_ema", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(start, name))
     assert (int(state.step), int(state.skipped), int(state.skipped_in_row)) == (1, 1, 1)
     state, metrics = step(state, bad, {})

@@ -163,13 +163,13 @@ class Restored:
 
 def split_state(state: TrainState) -> dict[str, Any]:
     """The state as the items of a checkpoint, so that inference can read parameters alone."""
-    rest = {
-        field.name: getattr(state, field.name)
-        for field in dataclasses.fields(state)
-        if field.name not in ("params", "ema_params")
-    }
-    items = {"params": state.params, "opt": rest}
-    return items if state.ema_params is None else items | {"ema": state.ema_params}
+    items = {"params": state.params, "opt": _without_params(state)}
+    return items if state.packed_ema is None else items | {"ema": state.ema_params}
+
+
+def _without_params(state: TrainState) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(state)} - {"packed", "packed_ema", "layout"}
+    return {name: getattr(state, name) for name in names}
 
 
 def check_workdir(
@@ -245,19 +245,22 @@ def restore(checkpoint: Path, template: TrainState) -> Restored:
         DamagedCheckpointError: it cannot be read.
     """
     meta = files.read_meta(checkpoint)
-    abstract = split_state(jax.tree.map(ocp.utils.to_shape_dtype_struct, template))
-    has_ema = (checkpoint / "ema").is_dir()
-    if not has_ema:
-        abstract.pop("ema", None)
+    params = template.layout.abstract(template.step.sharding)
+    abstract = {"params": params, "opt": _without_params(template)}
+    if template.packed_ema is not None and (checkpoint / "ema").is_dir():
+        abstract["ema"] = params
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
     try:
         with ocp.StandardCheckpointer() as reader:
             items = {name: reader.restore(checkpoint / name, t) for name, t in abstract.items()}
     except Exception as error:
         raise files.DamagedCheckpointError(f"{checkpoint}: {_first_line(error)}") from error
-    ema = items.get("ema")
-    if ema is None and template.ema_params is not None:
-        ema = jax.tree.map(jnp.copy, items["params"])
-    state = TrainState(params=items["params"], ema_params=ema, **items["opt"])
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template.packed)
+    pack = jax.jit(template.layout.pack, out_shardings=shardings)
+    packed, packed_ema = pack(items["params"]), None
+    if template.packed_ema is not None:
+        packed_ema = pack(items.get("ema", items["params"]))
+    state = TrainState(packed=packed, packed_ema=packed_ema, layout=template.layout, **items["opt"])
     return Restored(state, _data_position(checkpoint / "data"), meta)
 
 
@@ -312,6 +315,11 @@ def _abstract_params(meta: files.Meta) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32, sharding=sharding)
     return tree
+
+
+def state_shapes(state: TrainState) -> dict[str, list[int]]:
+    """`param_shapes` of a state's parameters."""
+    return param_shapes(state.layout.abstract(state.step.sharding))
 
 
 def param_shapes(params: Any) -> dict[str, list[int]]:

@@ -199,7 +199,7 @@ class Loop:
 
     def _score(self, baselines: bool) -> Evaluation:
         state, wanted = self._run.state, self._config.eval
-        params = state.params if state.ema_params is None else state.ema_params
+        params = state.params if state.packed_ema is None else state.ema_params
         # Several hosts must not leave a collective one by one; they finish it.
         stop = self._stop.now if jax.process_count() == 1 else lambda: False
         return self._run.scorer.score(params, baselines, wanted.strips, stop)

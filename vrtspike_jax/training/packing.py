@@ -1,10 +1,12 @@
-"""Parameters as the optimiser sees them: two groups, each one long vector.
+"""Parameters as training keeps them: two groups, each one long vector.
 
 A VRT has hundreds of small parameters. Updated one by one they are 50,000 operations to compile
 and thousands of kernels to launch; as vectors they are a few dozen. The values are the same.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,36 +27,64 @@ def is_flow(tree: Any, flow_modules: Sequence[str]) -> list[bool]:
     return [any(getattr(key, "key", None) in names for key in path) for path, _ in paths]
 
 
-def pack(tree: Any, flow_modules: Sequence[str], flat: bool) -> Groups:
-    """A tree as groups.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where each parameter of a tree lies in its group.
 
-    Args:
-        tree: nested dicts of float32 arrays.
-        flow_modules: names that may occur anywhere in a parameter's path, e.g. ("spynet",).
+    Attributes:
+        treedef: structure of the tree.
+        shapes: of its leaves.
+        flow: whether each leaf is of the group `flow`.
         flat: one vector (N,) a group; else a list of the arrays as they are, for an optimiser
             that looks at their rows and columns.
     """
-    flow = is_flow(tree, flow_modules)
-    leaves = jax.tree.leaves(tree)
-    groups = {
-        "flow": [leaf for leaf, own in zip(leaves, flow, strict=True) if own],
-        "rest": [leaf for leaf, own in zip(leaves, flow, strict=True) if not own],
-    }
-    return {name: _join(group) for name, group in groups.items()} if flat else groups
+
+    treedef: jax.tree_util.PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]
+    flow: tuple[bool, ...]
+    flat: bool
+
+    @classmethod
+    def of(cls, tree: Any, flow_modules: Sequence[str], flat: bool) -> "Layout":
+        """The layout of a tree.
+
+        Args:
+            tree: nested dicts of float32 arrays, or their shapes.
+            flow_modules: names that may occur anywhere in a parameter's path, e.g. ("spynet",).
+            flat: see the attribute.
+        """
+        shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
+        return cls(jax.tree.structure(tree), shapes, tuple(is_flow(tree, flow_modules)), flat)
+
+    def pack(self, tree: Any) -> Groups:
+        """A tree as groups."""
+        leaves = self.treedef.flatten_up_to(tree)
+        groups: Groups = {"flow": [], "rest": []}
+        for leaf, flow in zip(leaves, self.flow, strict=True):
+            groups["flow" if flow else "rest"].append(leaf)
+        return {name: _join(group) for name, group in groups.items()} if self.flat else groups
+
+    def unpack(self, groups: Groups) -> Any:
+        """The tree that `pack` was given."""
+        parts = {name: self._parts(groups[name], name == "flow") for name in groups}
+        return self.treedef.unflatten(next(parts["flow" if own else "rest"]) for own in self.flow)
+
+    def abstract(self, sharding: jax.sharding.Sharding) -> Any:
+        """The tree's shapes, as arrays that would all be placed in one way."""
+        shapes = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for s in self.shapes)
+        return self.treedef.unflatten(shapes)
+
+    def _parts(self, group: Any, flow: bool) -> Iterator[jax.Array]:
+        if not self.flat:
+            return iter(group)
+        mine = (s for s, own in zip(self.shapes, self.flow, strict=True) if own == flow)
+        return _split(group, mine)
 
 
-def unpack(groups: Groups, like: Any, flow_modules: Sequence[str]) -> Any:
-    """The tree that `pack` was given; `like` has its structure and shapes."""
-    flow = is_flow(like, flow_modules)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(like)]
-    parts = {}
-    for name, own in (("flow", True), ("rest", False)):
-        group = groups[name]
-        if not isinstance(group, list):
-            mine = [shape for shape, is_own in zip(shapes, flow, strict=True) if is_own == own]
-            group = _split(group, mine)
-        parts[own] = iter(group)
-    return jax.tree.unflatten(jax.tree.structure(like), [next(parts[own]) for own in flow])
+@functools.partial(jax.jit, static_argnums=0)
+def unpack(layout: Layout, groups: Groups) -> Any:
+    """`layout.unpack`, as one program."""
+    return layout.unpack(groups)
 
 
 def _join(leaves: list[jax.Array]) -> jax.Array:
@@ -64,13 +94,12 @@ def _join(leaves: list[jax.Array]) -> jax.Array:
     return _alone(jnp.concatenate([leaf.reshape(-1) for leaf in leaves] + [padding]))
 
 
-def _split(vector: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    starts, vector = np.cumsum([0, *sizes]), _alone(vector)
-    return [
-        jax.lax.slice(vector, (start,), (start + size,)).reshape(shape)
-        for start, size, shape in zip(starts, sizes, shapes, strict=False)
-    ]
+def _split(vector: jax.Array, shapes: Iterable[tuple[int, ...]]) -> Iterator[jax.Array]:
+    start, vector = 0, _alone(vector)
+    for shape in shapes:
+        size = int(np.prod(shape))
+        yield jax.lax.slice(vector, (start,), (start + size,)).reshape(shape)
+        start += size
 
 
 def _alone(vector: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ class Run:
             metrics=metrics,
             best=self.best,
             last_eval_step=self.last_eval_step,
-            params=checkpoints.param_shapes(self.state.params),
+            params=checkpoints.state_shapes(self.state),
         )
         self.store.save(self.state, self.feed.state(), meta)
 

@@ -25,7 +25,7 @@ from vrtspike_jax.data.reels import clip_shape
 from vrtspike_jax.losses import charbonnier, perceptual_loss
 from vrtspike_jax.scenes.expose_jax import ClipShape, Pick, expose_reels
 from vrtspike_jax.training import optimizer
-from vrtspike_jax.training.packing import Groups, is_flow, pack, unpack
+from vrtspike_jax.training.packing import Groups, Layout, is_flow
 from vrtspike_jax.training.sharding import replicated, state_shardings
 from vrtspike_jax.training.state import TrainState
 
@@ -41,7 +41,6 @@ class Recipe:
     num_steps: int
     learning_rate: float
     warmup_steps: int
-    flat: bool
     flow_modules: tuple[str, ...]
     flow_lr_scale: float
     freeze_flow_steps: int
@@ -67,7 +66,6 @@ class Recipe:
             num_steps=config.num_steps,
             learning_rate=optim.learning_rate,
             warmup_steps=optim.warmup_steps,
-            flat=optimizer.is_flat(optim.name),
             flow_modules=tuple(optim.flow_modules),
             flow_lr_scale=optim.flow_lr_scale,
             freeze_flow_steps=optim.freeze_flow_steps,
@@ -153,7 +151,14 @@ def loss_fn(
 
 
 def accumulate(
-    params: Any, batch: Batch, fixed: Any, key: jax.Array, *, model: nn.Module, recipe: Recipe
+    packed: Groups,
+    layout: Layout,
+    batch: Batch,
+    fixed: Any,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    recipe: Recipe,
 ) -> tuple[Groups, jax.Array, Metrics]:
     """Mean gradient and loss over the leading axis of `batch` (A micro-batches, one at a time).
 
@@ -162,13 +167,14 @@ def accumulate(
     Returns:
         The packed gradients; the loss; the parts, `clip_loss` as (A, B), `grad_finite` as (A,).
     """
+    params = layout.unpack(packed)
     grad_fn = jax.value_and_grad(
         functools.partial(loss_fn, model=model, recipe=recipe), has_aux=True
     )
 
     def one(micro: Batch, number: jax.Array | int) -> tuple[Groups, jax.Array, Metrics]:
         (loss, parts), grads = grad_fn(params, micro, fixed, jax.random.fold_in(key, number))
-        grads = pack(grads, recipe.flow_modules, recipe.flat)
+        grads = layout.pack(grads)
         parts["grad_finite"] = jnp.isfinite(optax.tree.norm(grads))
         return grads, loss, parts
 
@@ -187,7 +193,7 @@ def accumulate(
         grads, loss, parts = one(*micro)
         return jax.tree.map(jnp.add, total, grads), (loss, parts)
 
-    zeros = jax.tree.map(jnp.zeros_like, pack(params, recipe.flow_modules, recipe.flat))
+    zeros = jax.tree.map(jnp.zeros_like, packed)
     total, (losses, parts) = jax.lax.scan(body, zeros, (dict(batch), jnp.arange(count)))
     for name in ("charbonnier", "perceptual", "psnr"):
         parts[name] = jnp.mean(parts[name])
@@ -220,7 +226,10 @@ def train_step(
     """
     # "rbg" compiles ten times faster on CPU than the default; it is the same under any sharding.
     key = jax.random.fold_in(jax.random.key(recipe.seed, impl="rbg"), state.step)
-    grads, loss, parts = accumulate(state.params, batch, fixed, key, model=model, recipe=recipe)
+    old = state.packed
+    grads, loss, parts = accumulate(
+        old, state.layout, batch, fixed, key, model=model, recipe=recipe
+    )
     flow = optimizer.flow_factor(state.step, recipe.flow_lr_scale, recipe.freeze_flow_steps)
     rate = optimizer.learning_rate_schedule(
         recipe.learning_rate, recipe.num_steps, recipe.warmup_steps
@@ -229,15 +238,14 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    old = pack(state.params, recipe.flow_modules, recipe.flat)
     direction, opt_state = tx.update(grads, state.opt_state, old)
     new = optimizer.apply_direction(old, direction, rate, flow)
     new, opt_state = _choose(finite, (new, opt_state), (old, state.opt_state))
     new_state, spike = _count(state, loss, finite, recipe)
     new_state = new_state.replace(
-        params=unpack(new, state.params, recipe.flow_modules),
+        packed=new,
         opt_state=opt_state,
-        ema_params=_average(state, new, finite, recipe),
+        packed_ema=_average(state, new, finite, recipe),
     )
     metrics = {
         "loss": loss,
@@ -264,16 +272,14 @@ def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _average(state: TrainState, new: Groups, finite: jax.Array, recipe: Recipe) -> Any:
+def _average(state: TrainState, new: Groups, finite: jax.Array, recipe: Recipe) -> Groups | None:
     """The moving average after this step; None stays None."""
-    if state.ema_params is None:
+    if state.packed_ema is None:
         return None
     count = (state.step - state.skipped).astype(jnp.float32)
     # Early on a long average would remember little but the initial values.
     decay = jnp.where(finite, jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count)), 1.0)
-    old = pack(state.ema_params, recipe.flow_modules, recipe.flat)
-    average = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), old, new)
-    return unpack(average, state.ema_params, recipe.flow_modules)
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.packed_ema, new)
 
 
 def _count(
