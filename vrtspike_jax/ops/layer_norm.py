@@ -1,4 +1,4 @@
-"""LayerNorm whose backward pass is one kernel and keeps nothing but the input."""
+"""LayerNorm of one kernel each way, which keeps nothing but the input."""
 
 import functools
 import math
@@ -32,9 +32,8 @@ def layer_norm(
         dtype: The result's; None means x's.
         with_input: Returns x too, for x + f(layer_norm(x)): if the sum takes this x, the backward
             pass adds the gradients of both uses where it makes them.
-        implementation: "xla" is the reference. "pallas" has a CUDA kernel for the backward pass;
-            the forward pass is left to XLA, which fuses it. "auto" is "pallas" on CUDA GPUs and
-            "xla" elsewhere; "interpret" runs the kernel on the CPU, for tests.
+        implementation: "xla" is the reference. "pallas" has CUDA kernels. "auto" is "pallas"
+            on CUDA GPUs and "xla" elsewhere; "interpret" runs the kernels on the CPU, for tests.
 
     Returns:
         The normalised features, or these and x.
@@ -87,13 +86,14 @@ def _fused(
     beta: Array,
 ) -> tuple[Array, ...]:
     """The result and, if asked for, x."""
-    return _reference(dtype, with_input, x, gamma, beta)
+    y = _run_forward(plan, split, dtype, x, (gamma, beta))
+    return (y, x) if with_input else (y,)
 
 
 def _fused_forward(
     plan: Any, split: Split, dtype: jnp.dtype, with_input: bool, *arguments: Array
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    return _reference(dtype, with_input, *arguments), arguments
+    return _fused(plan, split, dtype, with_input, *arguments), arguments
 
 
 def _fused_backward(
@@ -113,6 +113,26 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 # Jitted, so that layers of the same shapes are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_forward(
+    plan: Any, split: Split, dtype: jnp.dtype, x: Array, parameters: tuple[Array, Array]
+) -> Array:
+    """The normalised features."""
+    kernels = dispatch.kernels("pallas_norm")
+
+    def cuda(x: Array, gamma: Array, beta: Array) -> Array:
+        flat = x.reshape(-1, x.shape[-1])
+        return kernels.forward(plan, flat, gamma, beta, dtype).reshape(x.shape)
+
+    def otherwise(x: Array, gamma: Array, beta: Array) -> Array:
+        return _normalise(x, gamma, beta).astype(dtype)
+
+    def run(x: Array, parameters: tuple[Array, Array]) -> Array:
+        return dispatch.on_cuda(cuda, otherwise, x, *parameters, interpret=plan.interpret)
+
+    return split.over(run, (0, None), 0)(x, parameters)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_backward(
     plan: Any,

@@ -1,4 +1,4 @@
-"""The backward pass of LayerNorm as one Triton kernel, which reads and writes each array once.
+"""LayerNorm as Triton kernels, forward and backward, which read and write each array once.
 
 With n = (x - mean) / deviation, y = gamma n + beta and g = gamma dy, over the channels of a row:
 
@@ -75,6 +75,16 @@ def _power_of_2(limit: int) -> int:
     return 1 << max(limit.bit_length() - 1, 0)
 
 
+def _forward_kernel(*refs: Any, plan: Plan) -> None:
+    x_ref, gamma_ref, beta_ref, y_ref = refs
+    tile, cut = Tile(plan, pl.program_id(0)), pallas_rows.pieces(plan.channels, 256)
+    x = [tile.load(x_ref, piece).astype(jnp.float32) for piece in cut]
+    centred, inverse = pallas_rows.standardise(x, cut, plan.channels)
+    for c, piece in zip(centred, cut, strict=True):
+        gamma, beta = vector(gamma_ref, piece), vector(beta_ref, piece)
+        tile.store(y_ref, piece, c * inverse * gamma + beta)
+
+
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
     """Inputs: x, dy, gamma and, if there are, the gradient around the branch and its scale."""
     x_ref, dy_ref, gamma_ref, *around = refs[:-2]
@@ -119,6 +129,20 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
 def _sums(around: Any) -> int:
     """Sums over rows: for gamma, beta and, with a branch's scale, for what goes around it."""
     return 3 if len(around) == 2 else 2
+
+
+def forward(
+    plan: Plan,
+    x: Float[Array, "rows c"],
+    gamma: Float[Array, " c"],
+    beta: Float[Array, " c"],
+    dtype: jnp.dtype,
+) -> Float[Array, "rows c"]:
+    """LayerNorm of x, as `dtype`; its plan is the backward pass's."""
+    plan = dataclasses.replace(plan, steps=1)
+    output = jax.ShapeDtypeStruct(x.shape, dtype)
+    vectors = (v.astype(jnp.float32) for v in (gamma, beta))
+    return launch("layer_norm", 1, _forward_kernel, plan, plan.programs, output, x, *vectors)
 
 
 def backward(
