@@ -1,3 +1,4 @@
+import functools
 import logging
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from vrtspike_jax.ops import dispatch, shifted_window_attention, window_attention
+from vrtspike_jax.ops import attention_tiles, dispatch, shifted_window_attention, window_attention
 from vrtspike_jax.ops.window_layout import FrameWindows, axis_regions, partition, shift_regions
 
 
@@ -33,16 +34,20 @@ def _assert_equal(actual, wanted, tolerance):
 
 
 @pytest.mark.parametrize(
-    "tokens, heads, dim, biased, shifted, dtype",
+    "tokens, heads, dim, biased, shifted, dtype, whole",
     [
-        (24, 2, 10, False, True, jnp.float32),  # a ragged tile, padded channels
-        (80, 1, 20, True, False, jnp.float32),  # two tiles
-        (64, 1, 16, True, False, jnp.bfloat16),
+        (24, 2, 10, False, True, jnp.float32, True),  # a ragged tile, padded channels
+        (80, 1, 20, True, False, jnp.float32, True),  # two tiles
+        (80, 1, 20, True, False, jnp.float32, False),
+        (96, 1, 16, True, True, jnp.float32, True),  # a ragged tile of whole strips
+        (24, 2, 10, False, True, jnp.float32, False),
+        (64, 1, 16, True, False, jnp.bfloat16, True),
     ],
 )
 def test_kernels_equal_the_reference_forward_and_backward(
-    tokens, heads, dim, biased, shifted, dtype
+    tokens, heads, dim, biased, shifted, dtype, whole, monkeypatch
 ):
+    monkeypatch.setattr(attention_tiles, "WHOLE_ELEMENTS", 96 * 32 if whole else 0)
     arguments = _normal(0, *[(2, tokens, heads, dim)] * 3, dtype=dtype)
     arguments += _normal(1, (heads, tokens, tokens)) if biased else []
     regions = np.arange(2 * tokens).reshape(2, tokens) // 7 % 3 if shifted else None
@@ -56,8 +61,20 @@ def test_kernels_equal_the_reference_forward_and_backward(
     _assert_equal(call("interpret"), call("xla"), 1e-5 if dtype == jnp.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("mutual", [False, True])
-def test_kernels_read_shifted_windows_where_they_lie(mutual):
+def test_tokens_that_fill_a_tile_but_do_not_exist_leave_gradients_finite():
+    # Their logits are zero, which towers above those of the tokens.
+    arguments = _normal(7, *[(1, 40, 1, 16)] * 3) + [jnp.full((1, 40, 40), -200.0)]
+
+    def call(implementation):
+        attend = functools.partial(window_attention, implementation=implementation)
+        return _value_and_gradients(attend, arguments)
+
+    _assert_equal(call("interpret"), call("xla"), 1e-4)
+
+
+@pytest.mark.parametrize("mutual, whole", [(False, True), (True, True), (True, False)])
+def test_kernels_read_shifted_windows_where_they_lie(mutual, whole, monkeypatch):
+    monkeypatch.setattr(attention_tiles, "WHOLE_ELEMENTS", 32 * 16 if whole else 0)
     size, window, shift = (2, 8, 8), (2, 4, 4), (0, 2, 2)
     qkv, other = _normal(2, *[(1, *size, 48)] * 2)
     [bias] = _normal(3, (1, 32, 32))

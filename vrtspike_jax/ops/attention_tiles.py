@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from vrtspike_jax.ops.window_layout import OTHER_REGION, FrameWindows, PackedWindows
 
 LOG2_E = math.log2(math.e)
+# Most elements of a window's keys, for a head, whose gradients fit a program's registers: with 4
+# warps, those of keys and values take 80 of the 255 that a thread has.
+WHOLE_ELEMENTS = 320 * 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Plan:
         forward: Launch of the forward kernel.
         queries: Launch of the kernel for the queries' gradient.
         keys: Launch of the kernel for the gradients of keys and values.
+        whole: Launch of the kernel for all three of them, which replaces both, or None.
+        strip: Queries that this kernel handles at a time.
         bias: Launch of the kernel for the bias.
         interpret: Run on the CPU, for tests.
     """
@@ -62,6 +67,8 @@ class Plan:
     forward: Launch = Launch(group=2, warps=4, stages=3)
     queries: Launch = Launch(group=2, warps=4, stages=3)
     keys: Launch = Launch(group=1, warps=4, stages=3)
+    whole: Launch | None = None
+    strip: int = 32
     bias: Launch = Launch(group=1, warps=4, stages=3)
     interpret: bool = False
 
@@ -77,9 +84,18 @@ class Plan:
 
 
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
-    """Chooses tile sizes."""
+    """Chooses tile sizes, and whether one kernel computes the gradients of whole windows."""
     block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    return Plan(layout, heads, dim, **{"block": block} | fields)
+    sizes = {"block": block, "strip": min(block, 32)}
+    padded = pl.cdiv(layout.tokens, block) * block * head_width(dim)
+    if padded <= WHOLE_ELEMENTS:
+        sizes["whole"] = Launch(group=1, warps=4, stages=2)
+    return Plan(layout, heads, dim, **sizes | fields)
+
+
+def head_width(dim: int) -> int:
+    """Channels of a tile: a power of two that tensor cores take."""
+    return max(16, pl.next_power_of_2(dim))
 
 
 def exp2(x: Array, plan: Plan) -> Array:
@@ -133,7 +149,7 @@ class Side:
             self.region = layout.regions(window, token)
 
     def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
-        width = max(16, pl.next_power_of_2(self.plan.dim))
+        width = head_width(self.plan.dim)
         channel = jnp.arange(width, dtype=jnp.int32)
         mask = None
         if width != self.plan.dim:
@@ -180,6 +196,20 @@ def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) ->
     if rows.region is not None:
         s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
     return s
+
+
+def both_valid(rows: Side, columns: Side) -> Array | None:
+    """Which elements of a tile of logits exist; None if all do."""
+    if rows.valid is None and columns.valid is None:
+        return None
+    everywhere = jnp.ones((), bool)
+    row, column = (everywhere[None] if s.valid is None else s.valid for s in (rows, columns))
+    return row[:, None] & column[None, :]
+
+
+def bias_tile(rows: Side, columns: Side, head: Array) -> tuple[tuple, Array | None]:
+    """Index of a tile of the bias or of its gradient, and the mask of what exists."""
+    return (head, rows.token[:, None], columns.token[None, :]), both_valid(rows, columns)
 
 
 def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:

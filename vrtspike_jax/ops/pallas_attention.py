@@ -9,8 +9,11 @@ al., FlashAttention-2, algorithms 1 and 2):
 
 Head dimensions are tiny here (16 to 32), so time goes into the elementwise work on S, not into
 the products: exponentials are base 2, and one program handles several windows for each tile of
-the bias that it loads. The bias gradient has a kernel of its own, whose programs each own one tile
-of it and walk over a share of the windows: no atomics, the same result every time.
+the bias that it loads. Where the gradients of a window's keys and values fit a program's
+registers, one kernel computes those of the queries too, from the same exponentials; larger
+windows need a kernel for queries and one for keys and values. The bias gradient has a kernel of
+its own, whose programs each own one tile of it and walk over a share of the windows: no atomics,
+the same result every time.
 """
 
 import functools
@@ -23,6 +26,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from vrtspike_jax.ops.attention_gradients import (
+    bias_kernel,
+    key_kernel,
+    query_kernel,
+    window_kernel,
+)
 from vrtspike_jax.ops.attention_tiles import (
     LOG2_E,
     Launch,
@@ -32,7 +41,6 @@ from vrtspike_jax.ops.attention_tiles import (
     exp2,
     logits,
     make_plan,
-    masked_load,
     program,
     split,
     walk,
@@ -78,117 +86,6 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
         column = plan.out_column + head * plan.dim
         side.store(out_ref, side.key_rows, column, out / total[:, None])
         side.store_row(lse_ref, head, peak + jnp.log2(total))
-
-
-def _query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
-    """Gradient of the queries, and delta."""
-    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
-        refs, plan, biased, 6
-    )
-    dq_ref, delta_ref = outputs
-    windows, tile, head = program(plan, group)
-    columns = [c + head * plan.dim for c in plan.columns]
-    out_column = plan.out_column + head * plan.dim
-    loaded = []
-    for window in windows:
-        side = Side(plan, window, tile, region_ref)
-        dout = side.load(dout_ref, side.key_rows, out_column)
-        out = side.load(out_ref, side.key_rows, out_column).astype(jnp.float32)
-        delta = jnp.sum(out * dout.astype(jnp.float32), axis=1)
-        side.store_row(delta_ref, head, delta)
-        q = side.load_queries(q_ref, columns[0])
-        loaded.append((side, q, dout, side.load_row(lse_ref, head), delta))
-
-    def body(j: Array, carry: list, bias: Array | None) -> list:
-        result = []
-        for (side, q, dout, lse, delta), dq in zip(loaded, carry, strict=True):
-            keys = Side(plan, side.window, j, region_ref)
-            k = keys.load(k_ref, keys.key_rows, columns[1])
-            v = keys.load(v_ref, keys.key_rows, columns[2])
-            s = logits(side, keys, q, k, bias)
-            if keys.valid is not None:
-                s = jnp.where(keys.valid[None, :], s, -jnp.inf)
-            p = exp(s, lse[:, None], plan)
-            dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
-            ds = (p * (dp - delta[:, None])).astype(k.dtype)
-            result.append(dq + jnp.dot(ds, k, preferred_element_type=jnp.float32))
-        return result
-
-    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = walk(plan, bias_ref, head, tile, body, [zeros] * group)
-    for (side, *_), dq in zip(loaded, gradients, strict=True):
-        side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
-
-
-def _key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
-    """Gradients of keys and values. The bias comes transposed."""
-    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
-        refs, plan, biased, 6
-    )
-    dk_ref, dv_ref = (outputs[-1], outputs[-1]) if packed else outputs
-    windows, tile, head = program(plan, group)
-    columns = [c + head * plan.dim for c in plan.columns]
-    loaded = []
-    for window in windows:
-        keys = Side(plan, window, tile, region_ref)
-        k = keys.load(k_ref, keys.key_rows, columns[1])
-        loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
-
-    def body(i: Array, carry: list, bias: Array | None) -> list:
-        result = []
-        for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
-            side = Side(plan, keys.window, i, region_ref)
-            q = side.load_queries(q_ref, columns[0])
-            dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
-            p = exp(logits(keys, side, k, q, bias), side.load_row(lse_ref, head)[None, :], plan)
-            if side.valid is not None:
-                p = jnp.where(side.valid[None, :], p, 0.0)
-            dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
-            ds = p * (dp - side.load_row(delta_ref, head)[None, :])
-            dv += jnp.dot(p.astype(dout.dtype), dout, preferred_element_type=jnp.float32)
-            dk += jnp.dot(ds.astype(q.dtype), q, preferred_element_type=jnp.float32)
-            result.append((dk, dv))
-        return result
-
-    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = walk(plan, bias_ref, head, tile, body, [(zeros, zeros)] * group)
-    for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
-        keys.store(dk_ref, keys.key_rows, columns[1], dk)
-        keys.store(dv_ref, keys.key_rows, columns[2], dv)
-
-
-def _bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
-    """Gradient of one tile of the bias, summed over `chunk` windows."""
-    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
-        refs, plan, True, 6
-    )
-    tile, first = pl.program_id(0), pl.program_id(1) * chunk
-    tile, head = lax.div(tile, plan.heads), lax.rem(tile, plan.heads)
-    i, j = lax.rem(tile, plan.blocks), lax.div(tile, plan.blocks)
-    columns = [c + head * plan.dim for c in plan.columns]
-    side, keys = (Side(plan, first, t, region_ref) for t in (i, j))
-    inside = None if side.valid is None else side.valid[:, None] & keys.valid[None, :]
-    address = (head, side.token[:, None], keys.token[None, :])
-    bias = masked_load(bias_ref.at[address], inside)
-
-    def statistics(step: Array) -> list[Array]:
-        return [side.load_row(ref, head, first + step) for ref in (lse_ref, delta_ref)]
-
-    def body(step: Array, carry: tuple) -> tuple:
-        total, (lse, delta) = carry
-        following = statistics(jnp.minimum(step + 1, chunk - 1))
-        here, there = (Side(plan, first + step, t, region_ref) for t in (i, j))
-        q = here.load_queries(q_ref, columns[0])
-        k = there.load(k_ref, there.key_rows, columns[1])
-        v = there.load(v_ref, there.key_rows, columns[2])
-        dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
-        p = exp(logits(here, there, q, k, bias), lse[:, None], plan)
-        dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
-        return total + p * (dp - delta[:, None]), following
-
-    start = (jnp.zeros((plan.block, plan.block), jnp.float32), statistics(jnp.int32(0)))
-    total, _ = lax.fori_loop(0, chunk, body, start)
-    plgpu.store(outputs[-1].at[(pl.program_id(1), *address)], total, mask=inside)
 
 
 def _call(
@@ -283,37 +180,67 @@ def backward(
         and of the bias.
     """
     out, lse = residuals
-    biased, bias = bias is not None, _like(bias, arrays)
-    group, grid = _grid(plan, plan.queries)
-    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-    kernel = functools.partial(_query_kernel, plan=plan, group=group, biased=biased)
-    dq, delta = _call(
-        kernel,
-        plan,
-        plan.queries,
-        grid,
-        [like[0], _row_shape(plan)],
-        [*arrays, out, dout, lse, bias, regions],
-    )
-    transposed = jnp.swapaxes(bias, 1, 2) if biased else None
-    inputs = [*arrays, dout, lse, delta, transposed, regions]
-    packed = arrays[0] is arrays[1]
-    group, grid = _grid(plan, plan.keys)
-    kernel = functools.partial(_key_kernel, plan=plan, group=group, biased=biased, packed=packed)
-    if packed:
-        count = sum(a is not None for a in inputs)
-        gradients = _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0})
-    else:
-        gradients = (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs))
-    if not biased:
+    bias = _like(bias, arrays)
+    gradients = _split_gradients if plan.whole is None else _whole_gradients
+    gradients, delta = gradients(plan, arrays, bias, regions, out, dout, lse)
+    if bias is None:
         return gradients, None
     tiles = plan.heads * plan.blocks**2
     parts = _divisor(plan.layout.windows, max(1, BIAS_PROGRAMS // tiles))
-    kernel = functools.partial(_bias_kernel, plan=plan, chunk=plan.layout.windows // parts)
+    kernel = functools.partial(bias_kernel, plan=plan, chunk=plan.layout.windows // parts)
     shape = jax.ShapeDtypeStruct((parts, *bias.shape), jnp.float32)
     inputs = [*arrays, dout, lse, delta, bias, regions]
     dbias = _call(kernel, plan, plan.bias, (tiles, parts), shape, inputs)
     return gradients, jnp.sum(dbias, axis=0)
+
+
+def _whole_gradients(
+    plan: Plan,
+    arrays: tuple,
+    bias: Array | None,
+    regions: Array | None,
+    out: Array,
+    dout: Array,
+    lse: Array,
+) -> tuple[Any, Array | None]:
+    """Gradients of `arrays`, by one kernel, and delta, which only that of the bias needs."""
+    biased, packed = bias is not None, arrays[0] is arrays[1]
+    transposed = jnp.swapaxes(bias, 1, 2) if biased else None
+    kernel = functools.partial(window_kernel, plan=plan, biased=biased, packed=packed)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays[: 1 if packed else 3]]
+    count = len(shapes)
+    shapes += [_row_shape(plan)] if biased else []
+    grid = (plan.layout.windows * plan.heads,)
+    inputs = [*arrays, out, dout, lse, transposed, regions]
+    results = _call(kernel, plan, plan.whole, grid, shapes, inputs)
+    gradients = results[0] if packed else tuple(results[:count])
+    return gradients, results[-1] if biased else None
+
+
+def _split_gradients(
+    plan: Plan,
+    arrays: tuple,
+    bias: Array | None,
+    regions: Array | None,
+    out: Array,
+    dout: Array,
+    lse: Array,
+) -> tuple[Any, Array]:
+    """As `_whole_gradients`, by one kernel for queries and one for keys and values."""
+    biased, packed = bias is not None, arrays[0] is arrays[1]
+    group, grid = _grid(plan, plan.queries)
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    kernel = functools.partial(query_kernel, plan=plan, group=group, biased=biased)
+    shapes, inputs = [like[0], _row_shape(plan)], [*arrays, out, dout, lse, bias, regions]
+    dq, delta = _call(kernel, plan, plan.queries, grid, shapes, inputs)
+    transposed = jnp.swapaxes(bias, 1, 2) if biased else None
+    inputs = [*arrays, dout, lse, delta, transposed, regions]
+    group, grid = _grid(plan, plan.keys)
+    kernel = functools.partial(key_kernel, plan=plan, group=group, biased=biased, packed=packed)
+    if not packed:
+        return (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs)), delta
+    count = sum(a is not None for a in inputs)
+    return _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0}), delta
 
 
 def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[Array, list]:

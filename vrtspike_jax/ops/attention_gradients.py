@@ -1,0 +1,196 @@
+"""Backward kernels of window attention; `pallas_attention` launches them and has the formulas."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array
+
+from vrtspike_jax.ops.attention_tiles import (
+    Plan,
+    Side,
+    bias_tile,
+    both_valid,
+    exp,
+    logits,
+    masked_load,
+    program,
+    split,
+    walk,
+)
+
+__all__ = ["bias_kernel", "key_kernel", "query_kernel", "window_kernel"]
+
+
+def _delta(side: Side, out_ref: Any, dout_ref: Any, column: Array) -> tuple[Array, Array]:
+    """The result's gradient, and delta."""
+    dout = side.load(dout_ref, side.key_rows, column)
+    out = side.load(out_ref, side.key_rows, column).astype(jnp.float32)
+    return dout, jnp.sum(out * dout.astype(jnp.float32), axis=1)
+
+
+def query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
+    """Gradient of the queries, and delta."""
+    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
+        refs, plan, biased, 6
+    )
+    dq_ref, delta_ref = outputs
+    windows, tile, head = program(plan, group)
+    columns = [c + head * plan.dim for c in plan.columns]
+    out_column = plan.out_column + head * plan.dim
+    loaded = []
+    for window in windows:
+        side = Side(plan, window, tile, region_ref)
+        dout, delta = _delta(side, out_ref, dout_ref, out_column)
+        side.store_row(delta_ref, head, delta)
+        q = side.load_queries(q_ref, columns[0])
+        loaded.append((side, q, dout, side.load_row(lse_ref, head), delta))
+
+    def body(j: Array, carry: list, bias: Array | None) -> list:
+        result = []
+        for (side, q, dout, lse, delta), dq in zip(loaded, carry, strict=True):
+            keys = Side(plan, side.window, j, region_ref)
+            k = keys.load(k_ref, keys.key_rows, columns[1])
+            v = keys.load(v_ref, keys.key_rows, columns[2])
+            s = logits(side, keys, q, k, bias)
+            if keys.valid is not None:
+                s = jnp.where(keys.valid[None, :], s, -jnp.inf)
+            p = exp(s, lse[:, None], plan)
+            dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
+            ds = (p * (dp - delta[:, None])).astype(k.dtype)
+            result.append(dq + jnp.dot(ds, k, preferred_element_type=jnp.float32))
+        return result
+
+    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
+    gradients = walk(plan, bias_ref, head, tile, body, [zeros] * group)
+    for (side, *_), dq in zip(loaded, gradients, strict=True):
+        side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
+
+
+def _tile(plan: Plan, key_side: tuple, query_side: tuple, bias: Array | None) -> tuple:
+    """P and dS of one tile, rows being keys. The bias comes transposed."""
+    (keys, k, v), (side, q, dout, lse, delta) = key_side, query_side
+    p = exp(logits(keys, side, k, q, bias), lse[None, :], plan)
+    inside = both_valid(keys, side)
+    if inside is not None:
+        p = jnp.where(inside, p, 0.0)
+    dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
+    return p, p * (dp - delta[None, :])
+
+
+def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
+    """Gradients of keys and values. The bias comes transposed."""
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
+        refs, plan, biased, 6
+    )
+    dk_ref, dv_ref = (outputs[-1], outputs[-1]) if packed else outputs
+    windows, tile, head = program(plan, group)
+    columns = [c + head * plan.dim for c in plan.columns]
+    loaded = []
+    for window in windows:
+        keys = Side(plan, window, tile, region_ref)
+        k = keys.load(k_ref, keys.key_rows, columns[1])
+        loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
+
+    def body(i: Array, carry: list, bias: Array | None) -> list:
+        result = []
+        for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
+            side = Side(plan, keys.window, i, region_ref)
+            q = side.load_queries(q_ref, columns[0])
+            dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
+            lse, delta = (side.load_row(ref, head) for ref in (lse_ref, delta_ref))
+            p, ds = _tile(plan, (keys, k, v), (side, q, dout, lse, delta), bias)
+            dv += jnp.dot(p.astype(dout.dtype), dout, preferred_element_type=jnp.float32)
+            dk += jnp.dot(ds.astype(q.dtype), q, preferred_element_type=jnp.float32)
+            result.append((dk, dv))
+        return result
+
+    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
+    gradients = walk(plan, bias_ref, head, tile, body, [(zeros, zeros)] * group)
+    for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
+        keys.store(dk_ref, keys.key_rows, columns[1], dk)
+        keys.store(dv_ref, keys.key_rows, columns[2], dv)
+
+
+def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
+    """Gradients of queries, keys and values of a whole window, and delta if there is a bias.
+
+    Keys, values and their gradients stay in registers while strips of queries pass by, so that
+    each exponential is taken once. The bias comes transposed.
+    """
+    q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
+        refs, plan, biased, 6
+    )
+    dq_ref, dk_ref, dv_ref = outputs[:1] * 3 if packed else outputs[:3]
+    strips = dataclasses.replace(plan, block=plan.strip)
+    window, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
+    columns = [c + head * plan.dim for c in plan.columns]
+    loaded = []
+    for tile in range(plan.blocks):
+        keys = Side(plan, window, jnp.int32(tile), region_ref)
+        k = keys.load(k_ref, keys.key_rows, columns[1])
+        loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
+
+    def body(strip: Array, carry: list) -> list:
+        side = Side(strips, window, strip, region_ref)
+        dout, delta = _delta(side, out_ref, dout_ref, plan.out_column + head * plan.dim)
+        q = side.load_queries(q_ref, columns[0])
+        queries = (side, q, dout, side.load_row(lse_ref, head), delta)
+        dq = jnp.zeros(q.shape, jnp.float32)
+        result, bias = [], None
+        for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
+            if biased:
+                address, inside = bias_tile(keys, side, head)
+                bias = masked_load(bias_ref.at[address], inside)
+            p, ds = _tile(plan, (keys, k, v), queries, bias)
+            ds = ds.astype(q.dtype)
+            dv += jnp.dot(p.astype(dout.dtype), dout, preferred_element_type=jnp.float32)
+            dk += jnp.dot(ds, q, preferred_element_type=jnp.float32)
+            dq += jnp.dot(ds.T, k, preferred_element_type=jnp.float32)
+            result.append((dk, dv))
+        if biased:
+            side.store_row(outputs[-1], head, delta)
+        side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
+        return result
+
+    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
+    gradients = lax.fori_loop(0, strips.blocks, body, [(zeros, zeros)] * plan.blocks)
+    for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
+        keys.store(dk_ref, keys.key_rows, columns[1], dk)
+        keys.store(dv_ref, keys.key_rows, columns[2], dv)
+
+
+def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
+    """Gradient of one tile of the bias, summed over `chunk` windows."""
+    q_ref, k_ref, v_ref, dout_ref, lse_ref, delta_ref, bias_ref, region_ref, outputs = split(
+        refs, plan, True, 6
+    )
+    tile, first = pl.program_id(0), pl.program_id(1) * chunk
+    tile, head = lax.div(tile, plan.heads), lax.rem(tile, plan.heads)
+    i, j = lax.rem(tile, plan.blocks), lax.div(tile, plan.blocks)
+    columns = [c + head * plan.dim for c in plan.columns]
+    side, keys = (Side(plan, first, t, region_ref) for t in (i, j))
+    address, inside = bias_tile(side, keys, head)
+    bias = masked_load(bias_ref.at[address], inside)
+
+    def statistics(step: Array) -> list[Array]:
+        return [side.load_row(ref, head, first + step) for ref in (lse_ref, delta_ref)]
+
+    def body(step: Array, carry: tuple) -> tuple:
+        total, (lse, delta) = carry
+        following = statistics(jnp.minimum(step + 1, chunk - 1))
+        here, there = (Side(plan, first + step, t, region_ref) for t in (i, j))
+        q = here.load_queries(q_ref, columns[0])
+        k = there.load(k_ref, there.key_rows, columns[1])
+        v = there.load(v_ref, there.key_rows, columns[2])
+        dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
+        p = exp(logits(here, there, q, k, bias), lse[:, None], plan)
+        dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
+        return total + p * (dp - delta[:, None]), following
+
+    start = (jnp.zeros((plan.block, plan.block), jnp.float32), statistics(jnp.int32(0)))
+    total, _ = lax.fori_loop(0, chunk, body, start)
+    plgpu.store(outputs[-1].at[(pl.program_id(1), *address)], total, mask=inside)
