@@ -1,17 +1,17 @@
 """A pre-norm gated feed-forward block as Triton kernels.
 
 With n = LayerNorm(x), a = n W11 + b11, c = n W12 + b12, h = gelu(a) * c, the block is
-y = x + s (h W2 + b2), where s is one number for each sample (stochastic depth). The forward
-kernel reads x and writes y. The backward pass has one kernel too, which rebuilds a and c from x and
-writes n's gradient and the operands of the weights' gradients, which are plain matrix products: n,
-h, and the gradients of a and c side by side. A second one is LayerNorm's (`pallas_norm`).
+y = x + s (h W2 + b2), where s is one number for each sample (stochastic depth). Each way has one
+kernel, which walks over chunks of the hidden layer with n, and backward with n's gradient, at hand;
+Triton copies the weights to shared memory a chunk ahead.
 
-Both walk over chunks of the hidden layer, whose weights Triton copies to shared memory a few
-chunks ahead.
+The backward kernel reads x and y's gradient and writes x's, and what the weights' gradients are
+plain matrix products of: those of a and c side by side, x as LayerNorm has it before its scale and
+bias, and s h. A column of ones after x, and one of s after s h, make of these products the sums
+over rows too, so that gradients of biases, and of LayerNorm's scale and bias, are had from them.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from vrtspike_jax.ops import pallas_gelu, pallas_rows
 from vrtspike_jax.ops.pallas_launch import launch
 from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, row_mean, vector
 
-# Columns after the channels of an array, of which one is used: memory is written by 32 bytes.
+# Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
 FORWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 2}
 BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 2}
@@ -43,7 +43,7 @@ class Plan:
         block: Tokens of one program.
         warps: Warps of one program.
         chunk: Hidden channels of one step; a power of two.
-        stages: Chunks of the weights in shared memory at a time.
+        stages: Depth of the compiler's software pipeline over chunks of the weights.
         interpret: Run on the CPU, for tests.
     """
 
@@ -178,7 +178,8 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
 
     zeros = [jnp.zeros(n.shape, jnp.float32) for n in normed]
     dn = lax.fori_loop(0, pl.cdiv(plan.hidden, plan.chunk), step, zeros)
-    # Read again, lest they take up registers in the loop.
+    # LayerNorm's backward pass (`pallas_norm`). Its input is read again, as the loop needs all
+    # registers.
     x_hat, inverse = _standardise(tile, x_ref, channels)
     g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
     mean = row_mean(g, plan.channels)
