@@ -60,13 +60,13 @@ def gated_mlp(
     if branch_scale is None:
         branch_scale = jnp.ones(x.shape[0], jnp.float32)
     rows = x.size // x.shape[-1]
-    plan = kernels.Plan(
+    plans = kernels.make_plans(
         rows // split.parts,
         rows // x.shape[0],
         *w11.shape,
         interpret=implementation == "interpret",
     )
-    return _fused(plan, split, x, branch_scale, weights)
+    return _fused(plans, split, x, branch_scale, weights)
 
 
 def _reference(x: Array, branch_scale: Array | None, *weights: Array) -> Array:
@@ -87,21 +87,21 @@ def _reference(x: Array, branch_scale: Array | None, *weights: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fused(
-    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+    plans: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
 ) -> Array:
     """The block by its kernel on CUDA, by the reference elsewhere; the choice falls at lowering."""
-    return _fused_forward(plan, split, x, branch_scale, weights)[0]
+    return _fused_forward(plans, split, x, branch_scale, weights)[0]
 
 
 def _fused_forward(
-    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+    plans: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
 ) -> tuple[Array, tuple]:
-    return _run_forward(plan, split, x, branch_scale, weights), (x, branch_scale, weights)
+    return _run_forward(plans, split, x, branch_scale, weights), (x, branch_scale, weights)
 
 
-def _fused_backward(plan: Any, split: Split, saved: tuple, dout: Array) -> tuple:
+def _fused_backward(plans: Any, split: Split, saved: tuple, dout: Array) -> tuple:
     x, branch_scale, weights = saved
-    dx, gradients = _run_backward(plan, split, x, branch_scale, dout, weights)
+    dx, gradients = _run_backward(plans, split, x, branch_scale, dout, weights)
     return dx, jnp.zeros_like(branch_scale), gradients
 
 
@@ -111,8 +111,9 @@ _fused.defvjp(_fused_forward, _fused_backward)
 # Jitted, so that blocks of the same shapes are traced and lowered once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_forward(
-    plan: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
+    plans: Any, split: Split, x: Array, branch_scale: Array, weights: tuple[Array, ...]
 ) -> Array:
+    plan = plans.forward
     cuda = functools.partial(dispatch.kernels("pallas_mlp").forward, plan)
 
     def run(x: Array, branch_scale: Array, weights: tuple[Array, ...]) -> Array:
@@ -124,7 +125,7 @@ def _run_forward(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_backward(
-    plan: Any,
+    plans: Any,
     split: Split,
     x: Array,
     branch_scale: Array,
@@ -135,6 +136,7 @@ def _run_backward(
         _, pull = jax.vjp(lambda x, *w: _reference(x, branch_scale, *w), x, *weights)
         return pull(dout)
 
+    plan = plans.backward
     cuda = functools.partial(dispatch.kernels("pallas_mlp").backward, plan)
 
     def run(x: Array, branch_scale: Array, dout: Array, weights: tuple[Array, ...]) -> tuple:

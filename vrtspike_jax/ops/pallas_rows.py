@@ -71,13 +71,8 @@ class Tile:
         address, mask = self._address(ref, piece)
         return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
-    def store(
-        self, ref: Any, piece: Piece, value: Array, when: Array | None = None, offset: int = 0
-    ) -> None:
+    def store(self, ref: Any, piece: Piece, value: Array, offset: int = 0) -> None:
         address, mask = self._address(ref, piece, offset)
-        if when is not None:
-            when = jnp.broadcast_to(when, value.shape)
-            mask = when if mask is None else mask & when
         plgpu.store(address, value.astype(ref.dtype), mask=mask)
 
     def branch_scale(self, ref: Any) -> Float[Array, "block 1"]:
@@ -85,13 +80,6 @@ class Tile:
         return plgpu.load(ref.at[sample], mask=self.valid, other=None if self.valid is None else 0)[
             :, None
         ]
-
-    def store_sum(self, ref: Any, piece: Piece, value: Array, offset: int) -> None:
-        """Writes the sum over this tile's rows."""
-        if self.valid is not None:
-            value = jnp.where(self.valid[:, None], value, 0)
-        column = offset + piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
-        plgpu.store(ref.at[self.index, column], jnp.sum(value, axis=0), mask=inside(piece))
 
 
 def vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
