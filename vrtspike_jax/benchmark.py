@@ -25,7 +25,7 @@ class Workload:
     Attributes:
       mode: "infer" or "train".
       step: jitted (state, *rest) -> (state, outputs); training donates the state.
-      args: (state, *rest). The state is the parameters, or the whole training state.
+      args: (state, *rest). The state is the whole training state, or None.
       shape: batch, frames, height, width of a step, for the record.
       model_flops: operations the model needs for one step (training: three forward passes).
       dtype: the compute dtype, whose matrix rate utilisation is measured against.
@@ -41,7 +41,11 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `vrtspike bench` prints. Times in milliseconds, memory in bytes, rates per second."""
+    """What `vrtspike bench` prints. Times in milliseconds, memory in bytes, rates per second.
+
+    Steps are timed as training and restoring run them, each dispatched while the one before it is
+    at work; `alone_ms` is what a step takes that starts on an idle device and is waited for.
+    """
 
     mode: str
     config: str
@@ -55,6 +59,7 @@ class Result:
     steps: int
     median_ms: float
     min_ms: float
+    alone_ms: float
     p10_ms: float
     p90_ms: float
     clips_per_second: float
@@ -79,15 +84,14 @@ def infer_workload(config, batch: int, frames: int, height: int, width: int) -> 
     voxel = config.data.voxel
     restore = make_restore_step(model, voxel.log, voxel.mean, voxel.std)
 
-    # Donated, or what the step returns unchanged would be copied.
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler.options())
-    def step(params, blur, spikes):
-        return params, restore(params, blur, spikes)
+    @functools.partial(jax.jit, compiler_options=compiler.options())
+    def step(nothing, params, blur, spikes):
+        return nothing, restore(params, blur, spikes)
 
     inputs = {name: jnp.asarray(arrays[name]) for name in ("blur", "spikes")}
     flops = count_flops(restore, params, *inputs.values())
     shape = {"batch": batch, "frames": frames, "height": height, "width": width}
-    args = (params, *inputs.values())
+    args = (None, params, *inputs.values())
     return Workload("infer", step, args, shape, flops, str(config.model.dtype))
 
 
@@ -203,7 +207,8 @@ def run(
     state, *rest = workload.args
     state, _ = jax.block_until_ready(compiled(state, *rest))
     first = time.perf_counter()
-    state, times = _time_steps(compiled, state, rest, seconds, max_steps)
+    state, alone = _time_steps(compiled, state, rest, seconds / 10, 5, ahead=0)
+    state, times = _time_steps(compiled, state, rest, seconds, max_steps, ahead=1)
     peak = hardware.peak_memory()
     report = _break_down(lowered, compiled, state, rest) if breakdown else None
     rate = hardware.matrix_rate(jnp.dtype(workload.dtype))
@@ -221,6 +226,7 @@ def run(
         steps=len(times),
         median_ms=1e3 * median,
         min_ms=1e3 * min(times),
+        alone_ms=1e3 * statistics.median(alone),
         p10_ms=1e3 * float(np.percentile(times, 10)),
         p90_ms=1e3 * float(np.percentile(times, 90)),
         clips_per_second=workload.shape["batch"] / median,
@@ -235,14 +241,26 @@ def run(
     )
 
 
-def _time_steps(compiled, state, rest, seconds: float, max_steps: int) -> tuple[Any, list[float]]:
+def _time_steps(
+    compiled, state, rest, seconds: float, max_steps: int, ahead: int
+) -> tuple[Any, list[float]]:
+    """The state after some steps, and the seconds from the end of each to the end of the next.
+
+    `ahead` steps are dispatched before the one that is waited for.
+    """
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < max_steps):
-        start = time.perf_counter()
-        state, outputs = compiled(state, *rest)
-        jax.block_until_ready((state, outputs))
-        times.append(time.perf_counter() - start)
-    return state, times
+    running: list[Any] = []
+    while len(times) < 3 + ahead or (sum(times) < seconds and len(times) < max_steps + ahead):
+        if not running:
+            last = time.perf_counter()
+        while len(running) <= ahead:
+            state, outputs = compiled(state, *rest)
+            running.append(outputs)
+        jax.block_until_ready(running.pop(0))
+        times.append(time.perf_counter() - last)
+        last += times[-1]
+    jax.block_until_ready(state)
+    return state, times[ahead:]
 
 
 def _break_down(lowered, compiled, state, rest, steps: int = 3) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def test_bench_measures_and_writes_what_it_prints(bench, tmp_path, mode):
     assert found["steps"] >= 3 and found["compile_seconds"] > 0
     assert found["min_ms"] <= found["median_ms"] <= found["p90_ms"]
     assert found["clips_per_second"] == pytest.approx(2e3 / found["median_ms"])
+    assert found["alone_ms"] > 0 and f"alone {found['alone_ms']:.2f} ms" in result.output
     assert 0 < found["utilisation"] < 1.5
     assert found["compiled_bytes"]["total"] > 2 * 2 * 64 * 96 * 3
     stages = {share["name"] for share in found["breakdown"]["stages"]}

@@ -107,7 +107,7 @@ def _rows(result) -> list[tuple[str, str]]:
         (
             "step",
             f"{result.median_ms:.2f} ms (10% {result.p10_ms:.2f}, 90% {result.p90_ms:.2f}, "
-            f"min {result.min_ms:.2f}; {result.steps} steps)",
+            f"min {result.min_ms:.2f}; {result.steps} steps), alone {result.alone_ms:.2f} ms",
         ),
         ("clips/s", f"{result.clips_per_second:.3f}"),
         ("peak memory", peak),
@@ -155,6 +155,7 @@ def _print_comparison(before: Path, after: Path) -> None:
     names = (
         "median_ms",
         "min_ms",
+        "alone_ms",
         "clips_per_second",
         "compile_seconds",
         "peak_bytes",

@@ -86,7 +86,7 @@ class Plan:
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
     """Chooses tile sizes, and whether one kernel computes the gradients of whole windows."""
     block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    sizes = {"block": block, "strip": min(block, 32)}
+    sizes = {"block": block, "strip": block}
     padded = pl.cdiv(layout.tokens, block) * block * head_width(dim)
     if padded <= WHOLE_ELEMENTS:
         sizes["whole"] = Launch(group=1, warps=4, stages=2)

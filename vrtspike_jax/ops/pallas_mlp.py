@@ -27,8 +27,8 @@ from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, row_mean, 
 
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
-FORWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 2}
-BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 2}
+FORWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 1}
+BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 3}
 
 
 @dataclasses.dataclass(frozen=True)
