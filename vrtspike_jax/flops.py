@@ -40,6 +40,9 @@ def _count_equation(equation) -> int:
         return math.prod(params["grid_mapping"].grid) * _count_jaxpr(params["jaxpr"])
     if name == "cond":
         return max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
+    if name == "on_cuda":
+        shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+        return max(_count_jaxpr(params["cuda"].jaxpr), count_flops(params["otherwise"], *shapes))
     return sum(_count_jaxpr(inner) for inner in _inner_jaxprs(params))
 
 

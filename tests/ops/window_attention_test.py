@@ -109,10 +109,10 @@ def test_address_arithmetic_equals_rolling_and_partitioning(size, window, shift)
     wanted = partition(rolled, window)[..., 0]
     layout = FrameWindows(2, size, window, shift)
     assert wanted.shape == (layout.windows, layout.tokens)
-    index = jnp.arange(layout.windows)[:, None], jnp.arange(layout.tokens)[None, :]
-    np.testing.assert_array_equal(layout.key_rows(*index), wanted)
+    place = layout.place(*jnp.indices((layout.windows, layout.tokens)))
+    np.testing.assert_array_equal(place.key_rows, wanted)
     numbers = np.tile(shift_regions(axis_regions(size, window, shift), window), (2, 1))
-    regions = np.broadcast_to(layout.regions(*index), wanted.shape)
+    regions = np.asarray(place.region)
     same = regions[:, :, None] == regions[:, None, :]
     np.testing.assert_array_equal(same, numbers[:, :, None] == numbers[:, None, :])
 
@@ -120,12 +120,11 @@ def test_address_arithmetic_equals_rolling_and_partitioning(size, window, shift)
 def test_mutual_halves_query_each_other_and_share_the_first_ones_regions():
     layout = FrameWindows(1, (4, 8, 8), (2, 4, 4), (1, 2, 2))
     half = FrameWindows(1, (4, 8, 8), (2, 4, 4), (1, 2, 2), mutual=True)
-    whole = layout.key_rows(jnp.arange(layout.windows)[:, None], jnp.arange(32)[None, :])
-    index = jnp.arange(half.windows)[:, None], jnp.arange(16)[None, :]
-    halves = whole.reshape(-1, 2, 16)
-    np.testing.assert_array_equal(half.key_rows(*index), halves.reshape(-1, 16))
-    np.testing.assert_array_equal(half.query_rows(*index), halves[:, ::-1].reshape(-1, 16))
-    regions = np.asarray(half.regions(*index)).reshape(-1, 2, 16)
+    halves = layout.place(*jnp.indices((layout.windows, 32))).key_rows.reshape(-1, 2, 16)
+    place = half.place(*jnp.indices((half.windows, 16)))
+    np.testing.assert_array_equal(place.key_rows, halves.reshape(-1, 16))
+    np.testing.assert_array_equal(place.query_rows, halves[:, ::-1].reshape(-1, 16))
+    regions = np.asarray(place.region).reshape(-1, 2, 16)
     np.testing.assert_array_equal(regions[:, 0], regions[:, 1])
 
 

@@ -1,5 +1,6 @@
 """The `vrtspike` console command: one subcommand a module, heavy imports inside the commands."""
 
+import gc
 import os
 from typing import Annotated
 
@@ -60,6 +61,7 @@ app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 
 def main() -> None:
     """Entry point of the console command."""
+    gc.set_threshold(20_000)  # As in `vrtspike_jax.main`.
     app()
 
 

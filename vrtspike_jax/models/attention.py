@@ -15,6 +15,7 @@ from vrtspike_jax.models.layers import (
     LayerNorm,
     LayerNormParameters,
 )
+from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.ops import gated_mlp, shifted_window_attention
 from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
@@ -234,6 +235,22 @@ class TMSAPair(nn.Module):
         return TMSA(**self.block, shifted=True, name="shifted")(x, shifted), None
 
 
+# Jitted for the same reason as `apply_shared`.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_pairs(pair: TMSAPair, count: int, params: dict, scales: Array | None, x: Array) -> Array:
+    """Applies pairs one after another, with the stacked parameters of scanned ones."""
+
+    def split(stacked: Array) -> list[Array]:
+        # Not indexed: the gradient of that would be a sum of padded parts instead of a stack.
+        return [jax.lax.squeeze(part, (0,)) for part in jax.lax.split(stacked, (1,) * count)]
+
+    leaves, tree = jax.tree.flatten((params, scales))
+    for own in zip(*map(split, leaves), strict=True):
+        own_params, own_scales = jax.tree.unflatten(tree, own)
+        x, _ = apply_shared(pair, own_params, x, own_scales)
+    return x
+
+
 class TMSAG(nn.Module):
     """Group of blocks that alternate between plain and shifted windows.
 
@@ -259,13 +276,17 @@ class TMSAG(nn.Module):
         in_pairs = None
         if scales is not None:
             in_pairs = scales[: 2 * pairs].reshape(pairs, 2, *scales.shape[1:])
-        if pairs:
+        if pairs and self.unroll and not self.is_initializing():
+            params = self.variables["params"]["pairs"]
+            x = _apply_pairs(TMSAPair(self.block, parent=None), pairs, params, in_pairs, x)
+        elif pairs:
             scanned = nn.scan(
                 TMSAPair,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=pairs,
-                unroll=pairs if self.unroll else 1,
+                # There are no such constants, and to look for them traces the pair once more.
+                check_constancy_invariants=False,
             )
             x, _ = scanned(self.block, name="pairs")(x, in_pairs)
         if odd:

@@ -10,7 +10,10 @@ from jaxtyping import Array, Float
 from vrtspike_jax.ops import layer_norm
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# Jitted, because Flax traces it for each parameter of each call, to compare shapes.
+torch_uniform = jax.jit(
+    nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), static_argnums=(1, 2)
+)
 
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
 Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)

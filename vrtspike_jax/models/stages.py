@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vrtspike_jax.models.attention import TMSAG
 from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm
 from vrtspike_jax.models.residual import ResidualGroup
+from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.models.warping import ParallelWarping
 from vrtspike_jax.ops.deform_conv import SAVED_NAME
 
@@ -44,6 +45,12 @@ class Reshape(nn.Module):
 def mutual_blocks(depth: int, mul_attn_ratio: float) -> int:
     """How many of a stage's blocks have mutual attention: its first ones."""
     return int(depth * mul_attn_ratio)
+
+
+# The sampled features are a small part of what this keeps otherwise, and its dearest.
+_FrugalWarping = nn.remat(
+    ParallelWarping, policy=jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+)
 
 
 class Stage(nn.Module):
@@ -101,17 +108,13 @@ class Stage(nn.Module):
             return x
         warping = ParallelWarping
         if self.block["remat"] in ("light", "block"):
-            # The sampled features are a small part of what this keeps otherwise, and its dearest.
-            keep = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
-            warping = nn.remat(ParallelWarping, policy=keep)
-        return warping(
-            self.dim,
-            self.deformable_groups,
-            self.max_residue_magnitude,
-            self.kernels,
-            self.dtype,
-            name="warping",
-        )(x, backward, forward)
+            warping = _FrugalWarping
+        fields = self.dim, self.deformable_groups, self.max_residue_magnitude
+        fields += self.kernels, self.dtype
+        if self.is_initializing():
+            return warping(*fields, name="warping")(x, backward, forward)
+        params = self.variables["params"]["warping"]
+        return apply_shared(warping(*fields, parent=None), params, x, backward, forward)
 
 
 class ConvStage(nn.Module):

@@ -107,11 +107,11 @@ def exp2(x: Array, plan: Plan) -> Array:
 
 def exp(x: Array, shift: Array, plan: Plan) -> Array:
     """2**(x * log2(e) - shift): a multiply-add that the compiler would not fuse, then `exp2`."""
-    shift = jnp.broadcast_to(shift, x.shape)
+    shift = lax.broadcast_in_dim(shift, x.shape, (0, 1))
     if plan.interpret:
         return jnp.exp2(x * LOG2_E - shift)
     fused = "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2; ex2.approx.ftz.f32 $0, y; }"
-    return _assembly(fused, x, -shift)
+    return _assembly(fused, x, lax.neg(shift))
 
 
 def _assembly(code: str, *args: Array) -> Array:
@@ -131,33 +131,37 @@ def masked_load(address: Any, mask: Array | None) -> Array:
     return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
 
+def tile_tokens(plan: Plan, tile: Array) -> tuple[Array, Array | None]:
+    """Tokens of a tile, and which of them are in the window; None where all are."""
+    token = lax.add(lax.mul(tile, plan.block), lax.iota(jnp.int32, plan.block))
+    return token, lax.lt(token, plan.layout.tokens) if plan.ragged else None
+
+
 class Side:
     """One tile of a window's tokens, as queries (their results) or as keys."""
 
     def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
-        self.plan, layout = plan, plan.layout
-        token = tile * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
-        self.valid = token < layout.tokens if plan.ragged else None
-        self.token, self.window = token, window
-        self.key_rows = layout.key_rows(window, token)
-        self.query_rows = layout.query_rows(window, token) if layout.mutual else self.key_rows
-        self.region = None
+        self.plan, self.window = plan, window
+        self.token, self.valid = tile_tokens(plan, tile)
+        place = plan.layout.place(window, self.token)
+        self.key_rows, self.query_rows = place.key_rows, place.query_rows
+        self.region = place.region
         if region_ref is not None:
-            address = region_ref.at[lax.rem(window, region_ref.shape[0]), token]
+            address = region_ref.at[lax.rem(window, region_ref.shape[0]), self.token]
             self.region = masked_load(address, self.valid)
-        elif plan.shifted:
-            self.region = layout.regions(window, token)
 
     def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
         width = head_width(self.plan.dim)
-        channel = jnp.arange(width, dtype=jnp.int32)
+        shape = (self.plan.block, width)
+        channel = lax.iota(jnp.int32, width)
         mask = None
         if width != self.plan.dim:
-            mask = jnp.broadcast_to(channel < self.plan.dim, (self.plan.block, width))
+            mask = lax.broadcast_in_dim(lax.lt(channel, self.plan.dim), shape, (1,))
         if self.valid is not None:
-            inside = jnp.broadcast_to(self.valid[:, None], (self.plan.block, width))
-            mask = inside if mask is None else mask & inside
-        return ref.at[rows[:, None], (column + channel)[None, :]], mask
+            inside = lax.broadcast_in_dim(self.valid, shape, (0,))
+            mask = inside if mask is None else lax.bitwise_and(mask, inside)
+        columns = lax.expand_dims(lax.add(column, channel), (0,))
+        return ref.at[lax.expand_dims(rows, (1,)), columns], mask
 
     def load(self, ref: Any, rows: Array, column: Array) -> Float[Array, "block width"]:
         """A head's channels of each token; zero where there is none."""
@@ -179,22 +183,23 @@ class Side:
     ) -> Float[Array, " block"]:
         """One number for each token, of an array (heads, windows * tokens)."""
         window = self.window if window is None else window
-        index = window * self.plan.layout.tokens + self.token
+        index = lax.add(lax.mul(window, self.plan.layout.tokens), self.token)
         return masked_load(ref.at[head, index], self.valid)
 
     def store_row(self, ref: Any, head: Array, value: Array) -> None:
         """Inverse of `load_row`."""
-        index = self.window * self.plan.layout.tokens + self.token
+        index = lax.add(lax.mul(self.window, self.plan.layout.tokens), self.token)
         plgpu.store(ref.at[head, index], value, mask=self.valid)
 
 
 def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) -> Array:
     """S for one tile, or its transpose if `rows` are the keys; float32."""
-    s = jnp.dot(a, b.T, preferred_element_type=jnp.float32)
+    s = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if bias is not None:
-        s += bias.astype(jnp.float32)
+        s = lax.add(s, lax.convert_element_type(bias, jnp.float32))
     if rows.region is not None:
-        s += jnp.where(rows.region[:, None] != columns.region[None, :], OTHER_REGION, 0.0)
+        apart = lax.expand_dims(rows.region, (1,)) != lax.expand_dims(columns.region, (0,))
+        s += jnp.where(apart, OTHER_REGION, 0.0)
     return s
 
 
@@ -202,14 +207,15 @@ def both_valid(rows: Side, columns: Side) -> Array | None:
     """Which elements of a tile of logits exist; None if all do."""
     if rows.valid is None and columns.valid is None:
         return None
-    everywhere = jnp.ones((), bool)
-    row, column = (everywhere[None] if s.valid is None else s.valid for s in (rows, columns))
-    return row[:, None] & column[None, :]
+    everywhere = lax.full((1,), True)
+    row, column = (everywhere if s.valid is None else s.valid for s in (rows, columns))
+    return lax.expand_dims(row, (1,)) & lax.expand_dims(column, (0,))
 
 
 def bias_tile(rows: Side, columns: Side, head: Array) -> tuple[tuple, Array | None]:
     """Index of a tile of the bias or of its gradient, and the mask of what exists."""
-    return (head, rows.token[:, None], columns.token[None, :]), both_valid(rows, columns)
+    address = (head, lax.expand_dims(rows.token, (1,)), lax.expand_dims(columns.token, (0,)))
+    return address, both_valid(rows, columns)
 
 
 def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
@@ -232,17 +238,17 @@ def walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: A
 
     Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
     """
+    row, row_inside = tile_tokens(plan, own)
 
     def bias(tile: Array) -> Array | None:
         if bias_ref is None:
             return None
-        token = jnp.arange(plan.block, dtype=jnp.int32)
-        row, column = own * plan.block + token, tile * plan.block + token
+        column, inside = tile_tokens(plan, tile)
         mask = None
-        if plan.ragged:
-            inside = [t < plan.layout.tokens for t in (row, column)]
-            mask = inside[0][:, None] & inside[1][None, :]
-        return masked_load(bias_ref.at[head, row[:, None], column[None, :]], mask)
+        if inside is not None:
+            mask = lax.expand_dims(row_inside, (1,)) & lax.expand_dims(inside, (0,))
+        address = (head, lax.expand_dims(row, (1,)), lax.expand_dims(column, (0,)))
+        return masked_load(bias_ref.at[address], mask)
 
     def step(tile: Array, state: tuple) -> tuple:
         following = bias(jnp.minimum(tile + 1, plan.blocks - 1))

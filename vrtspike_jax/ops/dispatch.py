@@ -2,12 +2,16 @@
 
 import functools
 import importlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import mlir
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas", "interpret")
 
@@ -21,11 +25,24 @@ def warn_once(message: str) -> None:
 @functools.cache
 def kernels(name: str) -> ModuleType | None:
     """Imports a module of kernels; None, with one warning, if this JAX lacks what it uses."""
+    _remember_missing_dialect()
     try:
         return importlib.import_module(f"vrtspike_jax.ops.{name}")
     except (ImportError, AttributeError) as error:
         warn_once(f"{name}: Triton kernels are missing from JAX {jax.__version__} ({error})")
         return None
+
+
+@functools.cache
+def _remember_missing_dialect() -> None:
+    """Spares the lowering of kernels a quarter of its time.
+
+    For each type of Triton's that MLIR's bindings meet they look for a Python module of that
+    dialect. JAX has none of this name, and that it is not there is found out anew every time.
+    """
+    name = "jaxlib.mlir.dialects.tt"
+    if importlib.util.find_spec(name) is None:
+        sys.modules[name] = ModuleType(name)
 
 
 def uses_kernels(implementation: str, rows_split: bool = False) -> bool:
@@ -72,8 +89,44 @@ def on_cuda(
     """Calls `cuda` where the computation is compiled for CUDA or interpreted, else `otherwise`.
 
     The choice falls when the computation is lowered, so that it holds for exports to another
-    platform too.
+    platform too. Unlike `jax.lax.platform_dependent` it cannot be differentiated, and `otherwise`
+    is not traced before it is needed: that was a fifth of the time to trace a train step.
     """
     if interpret:
         return cuda(*args)
-    return jax.lax.platform_dependent(*args, cuda=cuda, default=otherwise)
+    jaxpr, shapes = jax.make_jaxpr(cuda, return_shape=True)(*args)
+    leaves, inputs = jax.tree.flatten(args)
+    outputs = jax.tree.structure(shapes)
+
+    def flat(*leaves: Any) -> list[Any]:
+        return jax.tree.leaves(otherwise(*jax.tree.unflatten(inputs, leaves)))
+
+    return jax.tree.unflatten(outputs, on_cuda_p.bind(*leaves, cuda=jaxpr, otherwise=flat))
+
+
+on_cuda_p = Primitive("on_cuda")
+on_cuda_p.multiple_results = True
+
+
+@on_cuda_p.def_impl
+def _run(*leaves: Any, **branches: Any) -> list[Any]:
+    return jax.jit(functools.partial(on_cuda_p.bind, **branches))(*leaves)
+
+
+@on_cuda_p.def_abstract_eval
+def _shapes(*_: Any, cuda: ClosedJaxpr, otherwise: Callable[..., Any]) -> list[Any]:
+    return list(cuda.out_avals)
+
+
+def _lower_cuda(*leaves: Any, cuda: ClosedJaxpr, otherwise: Callable[..., Any]) -> list[Any]:
+    return jaxpr_as_fun(cuda)(*leaves)
+
+
+def _lower_otherwise(*leaves: Any, cuda: ClosedJaxpr, otherwise: Callable[..., Any]) -> list[Any]:
+    return otherwise(*leaves)
+
+
+mlir.register_lowering(on_cuda_p, mlir.lower_fun(_lower_otherwise, multiple_results=True))
+mlir.register_lowering(
+    on_cuda_p, mlir.lower_fun(_lower_cuda, multiple_results=True), platform="cuda"
+)

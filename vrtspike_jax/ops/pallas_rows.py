@@ -35,7 +35,7 @@ def inside(piece: Piece) -> Array | None:
     _, width, valid = piece
     if isinstance(valid, int) and valid == width:
         return None
-    return jnp.arange(width, dtype=jnp.int32) < valid
+    return lax.iota(jnp.int32, width) < valid
 
 
 class Tile:
@@ -49,23 +49,19 @@ class Tile:
 
     def __init__(self, plan: Any, index: Array):
         self.plan, self.index = plan, index
-        self.rows = index * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
+        self.rows = lax.add(lax.mul(index, plan.block), lax.iota(jnp.int32, plan.block))
         self.valid = self.rows < plan.rows if plan.ragged else None
 
     def _address(self, ref: Any, piece: Piece, offset: int = 0) -> tuple[Any, Array | None]:
         start, width, _ = piece
         shape = (self.plan.block, width)
-        masks = (
-            (inside(piece), lambda m: m[None]),
-            (self.valid, lambda m: m[:, None]),
-        )
         mask = None
-        for part, expand in masks:
+        for part, axis in ((inside(piece), 1), (self.valid, 0)):
             if part is not None:
-                part = jnp.broadcast_to(expand(part), shape)
+                part = lax.broadcast_in_dim(part, shape, (axis,))
                 mask = part if mask is None else mask & part
-        column = offset + start + jnp.arange(width, dtype=jnp.int32)
-        return ref.at[self.rows[:, None], column[None]], mask
+        column = offset + start + lax.broadcasted_iota(jnp.int32, (1, width), 1)
+        return ref.at[lax.expand_dims(self.rows, (1,)), column], mask
 
     def load(self, ref: Any, piece: Piece) -> Array:
         address, mask = self._address(ref, piece)
@@ -77,16 +73,17 @@ class Tile:
 
     def branch_scale(self, ref: Any) -> Float[Array, "block 1"]:
         sample = lax.div(self.rows, jnp.int32(self.plan.rows_per_sample))
-        return plgpu.load(ref.at[sample], mask=self.valid, other=None if self.valid is None else 0)[
-            :, None
-        ]
+        other = None if self.valid is None else 0
+        scale = plgpu.load(ref.at[sample], mask=self.valid, other=other)
+        return lax.expand_dims(scale, (1,))
 
 
 def vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
     """A piece of a vector over the channels."""
     mask = inside(piece)
-    column = piece[0] + jnp.arange(piece[1], dtype=jnp.int32)
-    return plgpu.load(ref.at[column], mask=mask, other=None if mask is None else 0)[None]
+    column = piece[0] + lax.iota(jnp.int32, piece[1])
+    loaded = plgpu.load(ref.at[column], mask=mask, other=None if mask is None else 0)
+    return lax.expand_dims(loaded, (0,))
 
 
 def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
@@ -101,6 +98,6 @@ def standardise(
     mean = row_mean(x, channels)
     centred = []
     for p, (_, width, valid) in zip(x, cut, strict=True):
-        within = jnp.arange(width, dtype=jnp.int32)[None] < valid
+        within = lax.broadcasted_iota(jnp.int32, (1, width), 1) < valid
         centred.append(p - mean if valid == width else jnp.where(within, p - mean, 0))
     return centred, lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)

@@ -112,10 +112,10 @@ class _Tile:
     def __init__(self, plan: Plan, index: Array):
         self.plan = plan
         self.sample = lax.div(index, plan.tiles)
-        slot = jnp.arange(plan.block, dtype=jnp.int32)
+        slot = lax.iota(jnp.int32, plan.block)
         self.head = lax.rem(slot, plan.heads)
         self.row = lax.rem(index, plan.tiles) * plan.span + slot
-        channel = jnp.arange(plan.width, dtype=jnp.int32)[None, :]
+        channel = lax.broadcasted_iota(jnp.int32, (1, plan.width), 1)
         self.channel = channel
         valid = (self.row < plan.rows) & (self.sample < plan.batch)
         if plan.span != plan.block:
@@ -125,12 +125,13 @@ class _Tile:
             self.mask &= jnp.broadcast_to(channel < plan.dim, self.mask.shape)
 
     def _address(self, ref: Any, frames: int, frame: int) -> Any:
-        row = (self.sample * frames + frame) * self.plan.rows + self.row
-        return ref.at[row[:, None], self.channel]
+        start = (self.sample * frames + frame) * self.plan.rows
+        return ref.at[lax.expand_dims(lax.add(start, self.row), (1,)), self.channel]
 
     def load(self, ref: Any, frames: int, frame: int) -> Float[Array, "block width"]:
-        """Channels of one of `frames` frames; zero where there is none."""
-        return plgpu.load(self._address(ref, frames, frame), mask=self.mask, other=0)
+        """Channels of one of `frames` frames in float32; zero where there is none."""
+        loaded = plgpu.load(self._address(ref, frames, frame), mask=self.mask, other=0)
+        return loaded.astype(jnp.float32)
 
     def store(self, ref: Any, frames: int, frame: int, value: Array) -> None:
         """Inverse of `load`."""
@@ -145,19 +146,19 @@ class _Tile:
             logits = [
                 s + plgpu.load(bias_ref.at[self.head, frame, i]) for i, s in enumerate(logits)
             ]
-        peak = functools.reduce(jnp.maximum, logits)
-        powers = [jnp.exp(s - peak) for s in logits]
+        peak = functools.reduce(lax.max, logits)
+        powers = [lax.exp(lax.sub(s, peak)) for s in logits]
         inverse = 1 / sum(powers)
-        return [p * inverse for p in powers]
+        return [lax.mul(p, inverse) for p in powers]
 
 
 def _dot(a: Array, b: Array) -> Float[Array, " block"]:
-    return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=1)
+    return lax.reduce_sum(lax.mul(a, b), (1,))
 
 
 def _add(total: Array, weight: Float[Array, " block"], x: Array, plan: Plan) -> Array:
     """`total` and `x`, each row times its weight, in multiply-adds that nothing else would fuse."""
-    weight, x = jnp.broadcast_to(weight[:, None], x.shape), x.astype(jnp.float32)
+    weight = lax.broadcast_in_dim(weight, x.shape, (0,))
     if plan.interpret:
         return total + weight * x
     [total] = plgpu.elementwise_inline_asm(

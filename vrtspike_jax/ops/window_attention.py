@@ -100,7 +100,9 @@ def window_attention(
     regions = None if regions is None else jnp.asarray(regions)
     kernels = find_kernels("pallas_attention", implementation, q)
     if implementation == "cudnn" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return dispatch.on_cuda(_attention_cudnn, attention_reference, q, k, v, bias, regions)
+        return jax.lax.platform_dependent(
+            q, k, v, bias, regions, cuda=_attention_cudnn, default=attention_reference
+        )
     if implementation == "cudnn":
         dispatch.warn_once("window_attention: 'cudnn' takes 16-bit inputs only; running 'xla'")
     if kernels is None:

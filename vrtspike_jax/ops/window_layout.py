@@ -55,6 +55,22 @@ def shift_regions(axes: Sequence[Any], window: Size3) -> Int[Any, "windows n"]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Where some tokens of a window lie.
+
+    Attributes:
+        key_rows: Flat rows, in an array (rows, channels), of the tokens' keys and results.
+        query_rows: Those of their queries.
+        region: Numbers of the parts of the map that the shift brings together (VRT's
+            `compute_mask`); None without shift, and for `PackedWindows`.
+    """
+
+    key_rows: Any
+    query_rows: Any
+    region: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PackedWindows:
     """Windows stored one after another, as `partition` makes them.
 
@@ -65,18 +81,19 @@ class PackedWindows:
 
     windows: int
     tokens: int
-    mutual = False
 
-    def query_rows(self, window: Any, token: Any) -> Any:
-        """Flat rows, in an array (rows, channels), of a window's queries."""
-        return window * self.tokens + token
-
-    key_rows = query_rows
+    def place(self, window: Any, token: Any) -> Place:
+        """Where tokens of windows lie."""
+        rows = lax.add(lax.mul(window, self.tokens), token)
+        return Place(rows, rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameWindows:
     """Windows of a feature map (B, T, H, W, C) after a cyclic shift, read where they lie.
+
+    Its arithmetic is traced for each tile of each kernel, so that it is frugal: in `lax`, whose
+    operations are traced twice as fast as those of `jax.numpy`, and none without effect.
 
     Attributes:
         batch: B.
@@ -105,52 +122,55 @@ class FrameWindows:
         t, h, w = self.size
         return self.batch * t * h * w // self.tokens
 
-    def _coordinates(self, window: Any, token: Any) -> tuple[Any, list[Any]]:
+    def place(self, window: Any, token: Any) -> Place:
+        """Where tokens of windows lie; token numbers past a window's last give nonsense."""
+        if not self.mutual:
+            image, coordinates = self._coordinates(window, token)
+            rows = self._rows(image, coordinates)
+            return Place(rows, rows, self._region(coordinates))
+        late, frames = lax.rem(window, 2), self.window[0] // 2
+        image, (t, h, w) = self._coordinates(lax.div(window, 2), token)
+        keys, queries = (
+            self._rows(image, (lax.add(t, lax.mul(half, frames)), h, w))
+            for half in (late, lax.sub(1, late))
+        )
+        # Published behaviour: the first half's regions serve both.
+        return Place(keys, queries, self._region((t, h, w)))
+
+    def _coordinates(self, window: Any, token: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         """Image, and coordinates in the rolled map."""
         counts = [s // w for s, w in zip(self.size, self.window, strict=True)]
-        if self.mutual:
-            token = token + lax.rem(window, 2) * self.tokens
-            window = lax.div(window, 2)
-        coordinates = []
+        starts = []
         for count, extent in zip(counts[::-1], self.window[::-1], strict=True):
-            position = lax.rem(token, extent)
-            if count > 1:
-                position = lax.rem(window, count) * extent + position
-                window = lax.div(window, count)
-            coordinates.insert(0, position)
-            token = lax.div(token, extent)
-        return window, coordinates
+            starts.insert(0, lax.mul(lax.rem(window, count), extent) if count > 1 else None)
+            window = lax.div(window, count) if count > 1 else window
+        _, height, width = self.window
+        column, token = lax.rem(token, width), lax.div(token, width)
+        positions = lax.div(token, height), lax.rem(token, height), column
+        return window, tuple(
+            position if start is None else lax.add(start, position)
+            for start, position in zip(starts, positions, strict=True)
+        )
 
-    def _rows(self, window: Any, token: Any) -> Any:
-        image, coordinates = self._coordinates(window, token)
+    def _rows(self, image: Any, coordinates: Sequence[Any]) -> Any:
         row = image
         for position, size, shift in zip(coordinates, self.size, self.shift, strict=True):
             if shift:
-                position = position + shift
-                position = jnp.where(position >= size, position - size, position)
-            row = row * size + position
+                position = lax.add(position, shift)
+                inside = lax.lt(position, size)
+                position = lax.select(inside, position, lax.sub(position, size))
+            row = lax.add(lax.mul(row, size), position)
         return row
 
-    def key_rows(self, window: Any, token: Any) -> Any:
-        """Flat rows, in an array (B * T * H * W, channels), of a window's keys and results."""
-        return self._rows(window, token)
-
-    def query_rows(self, window: Any, token: Any) -> Any:
-        """Flat rows of a window's queries."""
-        if self.mutual:
-            window = window + 1 - 2 * lax.rem(window, 2)
-        return self._rows(window, token)
-
-    def regions(self, window: Any, token: Any) -> Any:
-        """Numbers the parts of the map that the shift brings together (VRT's `compute_mask`)."""
-        if self.mutual:  # Published behaviour: the first half's regions serve both.
-            window = window - lax.rem(window, 2)
-        _, coordinates = self._coordinates(window, token)
-        region = jnp.zeros_like(token)
+    def _region(self, coordinates: Sequence[Any]) -> Any:
+        region = None
         axes = zip(coordinates, self.size, self.window, self.shift, strict=True)
         for position, size, extent, shift in axes:
             if shift:
-                late = (position >= size - extent).astype(jnp.int32)
-                last = (position >= size - shift).astype(jnp.int32)
-                region = region * 3 + late + last
+                late, last = (
+                    lax.convert_element_type(lax.ge(position, size - reach), jnp.int32)
+                    for reach in (extent, shift)
+                )
+                number = lax.add(late, last)
+                region = number if region is None else lax.add(lax.mul(region, 3), number)
         return region
