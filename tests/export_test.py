@@ -66,7 +66,7 @@ def test_train_step_and_inference_lower_for_tpus_without_gpu_kernels(small, kern
     floats = [jax.ShapeDtypeStruct(batch[k].shape, jnp.float32) for k in ("blur", "spikes")]
     restored = _lower(functools.partial(apply_model, model), params, *floats)
     assert restored.out_avals[0].shape == batch["blur"].shape
-    assert len(trained.out_avals) > len(jax.tree.leaves(params))
+    assert len(trained.out_avals) > len(jax.tree.leaves(state))
     for exported in (trained, restored):
         assert "triton" not in exported.mlir_module()
         # Parameters and activations, not constants of the size of a feature map.

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas", "interpret")
 
@@ -126,6 +126,15 @@ def _lower_otherwise(*leaves: Any, cuda: ClosedJaxpr, otherwise: Callable[..., A
     return otherwise(*leaves)
 
 
+def _batch(
+    leaves: Any, axes: Any, *, cuda: ClosedJaxpr, otherwise: Callable[..., Any]
+) -> tuple[list[Any], list[int]]:
+    branches = (jax.vmap(f, axes, 0) for f in (jaxpr_as_fun(cuda), otherwise))
+    results = on_cuda(*branches, *leaves)
+    return results, [0] * len(results)
+
+
+batching.primitive_batchers[on_cuda_p] = _batch
 mlir.register_lowering(on_cuda_p, mlir.lower_fun(_lower_otherwise, multiple_results=True))
 mlir.register_lowering(
     on_cuda_p, mlir.lower_fun(_lower_cuda, multiple_results=True), platform="cuda"
