@@ -16,6 +16,7 @@ from vrtspike_jax.models.layers import (
     LayerNormParameters,
 )
 from vrtspike_jax.models.sharing import apply_shared
+from vrtspike_jax.models.stored import apart
 from vrtspike_jax.ops import gated_mlp, shifted_window_attention
 from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
@@ -237,17 +238,19 @@ class TMSAPair(nn.Module):
 
 # Jitted for the same reason as `apply_shared`.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply_pairs(pair: TMSAPair, count: int, params: dict, scales: Array | None, x: Array) -> Array:
-    """Applies pairs one after another, with the stacked parameters of scanned ones."""
+def _apply_pairs(
+    pair: TMSAPair, count: int, params: dict | tuple, scales: Array | None, x: Array
+) -> Array:
+    """Applies pairs one after another, each with parameters of its own or its part of a stack."""
 
     def split(stacked: Array) -> list[Array]:
         # Not indexed: the gradient of that would be a sum of padded parts instead of a stack.
         return [jax.lax.squeeze(part, (0,)) for part in jax.lax.split(stacked, (1,) * count)]
 
-    leaves, tree = jax.tree.flatten((params, scales))
-    for own in zip(*map(split, leaves), strict=True):
-        own_params, own_scales = jax.tree.unflatten(tree, own)
-        x, _ = apply_shared(pair, own_params, x, own_scales)
+    if not isinstance(params, tuple):
+        params = apart(jax.tree.map(split, {"pairs": params}))["pairs"]
+    for i in range(count):
+        x, _ = apply_shared(pair, params[i], x, None if scales is None else scales[i])
     return x
 
 

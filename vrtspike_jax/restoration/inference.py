@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Num
 
-_MOTION = {"spynet", "spike_aligner"}
+from vrtspike_jax.models import stored
 
 
 def to_unit(frames: Num[Array, "*any"]) -> Float32[Array, "*any"]:
@@ -30,7 +30,6 @@ def make_restore_step(
     """
 
     def restore_step(params, frames, voxels):
-        params = _stacked(params)
         if jnp.issubdtype(voxels.dtype, jnp.integer):
             voxels = voxels.astype(jnp.float32)
             voxels = ((jnp.log1p(voxels) if log else voxels) - mean) / std
@@ -49,49 +48,11 @@ def for_inference(model: nn.Module) -> nn.Module:
 
 
 def store_params(model: nn.Module, params: Any) -> Any:
-    """A model's parameters in the form that costs least to use; what they mean stays the same.
+    """A model's parameters in the form that costs least to use.
 
     Layers' kernels and biases have the compute dtype, into which every step would convert them, but
     for those of motion, which is computed in float32. Where pairs of blocks are unrolled, each has
     its own.
     """
-    backbone = getattr(model, "vrt", model)
-    params = _converted(params, getattr(backbone, "dtype", jnp.float32))
-    return _unstacked(params) if getattr(backbone, "unroll", False) else params
-
-
-def _converted(params: Any, dtype: jnp.dtype, biases: bool = True) -> Any:
-    if not isinstance(params, dict):
-        return params
-    layer = ("kernel", "bias") if biases else ("kernel",)
-    converted = {}
-    for name, value in params.items():
-        if "kernel" in params and name in layer:
-            converted[name] = value.astype(dtype)
-        elif name in _MOTION:
-            converted[name] = value
-        else:  # `gated_mlp` adds its biases in float32
-            converted[name] = _converted(value, dtype, biases and name != "mlp")
-    return converted
-
-
-def _unstacked(params: Any) -> Any:
-    """Each "pairs", whose leaves have an axis of pairs, as a tuple of its pairs."""
-    if not isinstance(params, dict):
-        return params
-    found = {name: _unstacked(value) for name, value in params.items()}
-    if "pairs" in params:
-        length = len(jax.tree.leaves(params["pairs"])[0])
-        found["pairs"] = tuple(
-            jax.tree.map(lambda leaf, i=i: leaf[i], params["pairs"]) for i in range(length)
-        )
-    return found
-
-
-def _stacked(params: Any) -> Any:
-    """Inverse of `_unstacked`; the compiler drops it together with the slices that unroll."""
-    if isinstance(params, tuple):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    if not isinstance(params, dict):
-        return params
-    return {name: _stacked(value) for name, value in params.items()}
+    params = stored.in_compute_dtype(params, stored.compute_dtype(model), mlp=("kernel",))
+    return stored.apart(params) if stored.unrolls(model) else params

@@ -23,9 +23,10 @@ from vrtspike_jax import compiler
 from vrtspike_jax.data.batch import model_inputs
 from vrtspike_jax.data.reels import clip_shape
 from vrtspike_jax.losses import charbonnier, perceptual_loss
+from vrtspike_jax.models import stored
 from vrtspike_jax.scenes.expose_jax import ClipShape, Pick, expose_reels
 from vrtspike_jax.training import optimizer
-from vrtspike_jax.training.packing import Groups, Layout, is_flow
+from vrtspike_jax.training.packing import Groups, Layout, is_below
 from vrtspike_jax.training.sharding import replicated, state_shardings
 from vrtspike_jax.training.state import TrainState
 
@@ -108,7 +109,7 @@ def loss_fn(
     """The training loss of one micro-batch.
 
     Args:
-        params: the model's parameters.
+        params: the model's parameters, or what `models.stored` made of them.
         batch: `blur`, `sharp` uint8 (B, T, H, W, 3), `spikes` uint8 counts (B, T, Hs, Ws, K); or
             the fields of a `Pick`, where they are.
         fixed: `vgg` when the recipe has a perceptual part, `reels` when batches are picks.
@@ -128,7 +129,7 @@ def loss_fn(
     )
     if recipe.freeze_flow_steps < 0:
         # Frozen for good: spare the backward pass through the flow network altogether.
-        flow = jax.tree.unflatten(jax.tree.structure(params), is_flow(params, recipe.flow_modules))
+        flow = jax.tree.unflatten(jax.tree.structure(params), is_below(params, recipe.flow_modules))
         params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, flow)
     restored = apply_model(model, params, frames, voxels, train=True, rngs={"dropout": key})
     image_axes = tuple(range(1, restored.ndim))
@@ -167,7 +168,9 @@ def accumulate(
     Returns:
         The packed gradients; the loss; the parts, `clip_loss` as (A, B), `grad_finite` as (A,).
     """
-    params = layout.unpack(packed)
+    # As they are used, once for all uses: the backward pass would convert and cut them again.
+    params = layout.unpack(packed, apart=stored.unrolls(model))
+    params = stored.in_compute_dtype(params, stored.compute_dtype(model))
     grad_fn = jax.value_and_grad(
         functools.partial(loss_fn, model=model, recipe=recipe), has_aux=True
     )
