@@ -7,7 +7,7 @@ import pytest
 from stand_in import tiny_config
 
 from vrtspike_jax.training import optimizer
-from vrtspike_jax.training.packing import MULTIPLE, Layout
+from vrtspike_jax.training.packing import Layout
 
 
 def schedule_by_hand(step, peak, total, warmup):
@@ -132,18 +132,6 @@ def test_adafactor_descends_with_a_state_far_smaller_than_the_parameters():
         )
         groups = optimizer.apply_direction(groups, direction, 0.05, 1.0)
     assert float(jnp.mean((groups["rest"][0] - target) ** 2)) < 0.1 * start
-
-
-@pytest.mark.parametrize("flat", [True, False])
-def test_packing_gives_the_tree_back_and_pads_vectors_with_zeros(flat):
-    tree = {"a": {"spynet": {"w": jnp.arange(6.0).reshape(2, 3)}}, "b": jnp.arange(4.0)}
-    layout = Layout.of(tree, ("spynet",), flat)
-    groups = layout.pack(tree)
-    back = layout.unpack(groups)
-    jax.tree.map(np.testing.assert_array_equal, back, tree)
-    if flat:
-        assert {k: v.shape for k, v in groups.items()} == {"flow": (MULTIPLE,), "rest": (MULTIPLE,)}
-        assert not groups["flow"][6:].any()
 
 
 def test_an_unknown_optimizer_is_named():
