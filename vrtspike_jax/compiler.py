@@ -1,6 +1,8 @@
-"""Options of the compiler that the model is compiled with."""
+"""The compiler: the options that the model is compiled with, and where programs are kept."""
 
 import functools
+import os
+from pathlib import Path
 
 import jax
 
@@ -37,3 +39,19 @@ def options() -> dict[str, bool | int] | None:
     if jax.default_backend() != "gpu":
         return None
     return {name: value for name, value in _GPU.items() if _knows(name, value)}
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    In a folder of the user's own: whoever can write there could run code.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "vrtspike-jax" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return  # a home that cannot be written only costs time
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -14,6 +14,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from vrtspike_jax import compiler
 from vrtspike_jax.training.checkpoints import CheckpointWriteError
 from vrtspike_jax.training.distributed import join_hosts
 from vrtspike_jax.training.loop import TrainingDivergedError, train
@@ -102,6 +103,7 @@ def run() -> None:
     # By default garbage is collected whenever there are 700 objects more: while JAX traces a model,
     # which keeps nearly all of the millions that it makes, that is a sixth of the time.
     gc.set_threshold(20_000)
+    compiler.keep_compiled_programs()
     app.run(main, flags_parser=parse_flags)
 
 

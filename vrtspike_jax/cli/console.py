@@ -90,24 +90,6 @@ def count_of(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def keep_compiled_programs() -> None:
-    """Keeps what XLA compiles between runs, unless JAX_COMPILATION_CACHE_DIR says where.
-
-    In a folder of the user's own: whoever can write there could run code.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import jax
-
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "vrtspike-jax" / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
-        return  # a home that cannot be written only costs time
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """'720x1280' -> (720, 1280), '256' -> (256, 256)."""
     parts = text.lower().split("x")

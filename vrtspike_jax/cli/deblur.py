@@ -133,9 +133,10 @@ def _cutting(steps: int, start: int, log: Path | None, rate: float, sequence: st
 
 def _load(checkpoint: Path | None):
     """The restorer and the ratio of spike pixels to frame pixels that it was trained with."""
-    console.keep_compiled_programs()
+    from vrtspike_jax import compiler
     from vrtspike_jax.restoration.restorer import load_with_config
 
+    compiler.keep_compiled_programs()
     restorer, config = load_with_config(checkpoint)
     return restorer, tuple(config.data.spike_scale)
 

@@ -50,7 +50,9 @@ def command(
         reason = "exists already; nothing is overwritten" if write.exists() else "needs --config"
         raise ValueError(f"--write {write}: {reason}")
     loaded = _load(config, set_) if config else None
-    console.keep_compiled_programs()
+    from vrtspike_jax import compiler
+
+    compiler.keep_compiled_programs()
     found = _look()
     if loaded is not None:
         found |= _try(loaded, config, batch, crop, set_, write)

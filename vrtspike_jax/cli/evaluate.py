@@ -104,9 +104,10 @@ def _load(checkpoint: Path | None):
 
     if checkpoint is None:
         return None, default_data_config()
-    console.keep_compiled_programs()
+    from vrtspike_jax import compiler
     from vrtspike_jax.restoration.restorer import load_with_config
 
+    compiler.keep_compiled_programs()
     restorer, config = load_with_config(checkpoint)
     return restorer, config.data
 
