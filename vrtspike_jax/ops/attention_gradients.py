@@ -78,7 +78,10 @@ def _tile(plan: Plan, key_side: tuple, query_side: tuple, bias: Array | None) ->
     if inside is not None:
         p = jnp.where(inside, p, 0.0)
     dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
-    return p, p * (dp - delta[None, :])
+    # A loop of one step, which the compiler dissolves, but only after XLA has moved transpositions
+    # up through operations: that of dS would take P, exponentials included, a second time.
+    ds = lax.fori_loop(0, 1, lambda _, p: p * (dp - delta[None, :]), p)
+    return p, ds
 
 
 def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
