@@ -15,6 +15,7 @@ from vrtspike_jax.ops.attention_tiles import (
     bias_tile,
     both_valid,
     exp,
+    exp_times,
     logits,
     masked_load,
     program,
@@ -190,9 +191,9 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         k = there.load(k_ref, there.key_rows, columns[1])
         v = there.load(v_ref, there.key_rows, columns[2])
         dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
-        p = exp(logits(here, there, q, k, bias), lse[:, None], plan)
+        s = logits(here, there, q, k, bias)
         dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
-        return total + p * (dp - delta[:, None]), following
+        return exp_times(s, lse[:, None], dp - delta[:, None], total, plan), following
 
     start = (jnp.zeros((plan.block, plan.block), jnp.float32), statistics(jnp.int32(0)))
     total, _ = lax.fori_loop(0, chunk, body, start)
