@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 from jax import export
 
-from vrtspike_jax.ops import attention_tiles, dispatch, shifted_window_attention, window_attention
-from vrtspike_jax.ops.window_layout import FrameWindows, axis_regions, partition, shift_regions
+from vrtspike_jax.ops import (
+    attention_tiles,
+    dispatch,
+    pallas_attention,
+    shifted_window_attention,
+    window_attention,
+)
+from vrtspike_jax.ops.window_layout import (
+    FrameWindows,
+    PackedWindows,
+    axis_regions,
+    partition,
+    shift_regions,
+)
 
 
 def _normal(seed, *shapes, dtype=jnp.float32):
@@ -59,6 +71,41 @@ def test_kernels_equal_the_reference_forward_and_backward(
         return _value_and_gradients(attend, arguments)
 
     _assert_equal(call("interpret"), call("xla"), 1e-5 if dtype == jnp.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("tokens, shifted", [(80, True), (64, False)])
+def test_forward_with_all_logits_of_a_row_at_once_equals_that_which_rescales(tokens, shifted):
+    q, k, v, bias = _normal(8, *[(2 * tokens, 16)] * 3, (1, tokens, tokens))
+    regions = np.arange(2 * tokens).reshape(2, tokens) // 7 % 3 if shifted else None
+    results = []
+    for rows in (False, True):
+        plan = pallas_attention.make_plan(
+            PackedWindows(2, tokens), 1, 16, shifted=shifted, rows=rows, interpret=True
+        )
+        results.append(pallas_attention.forward(plan, (q, k, v), bias, regions))
+    _assert_equal(results[1], results[0], 1e-6)
+
+
+@pytest.mark.parametrize("compare_all", [False, True])
+def test_windows_with_one_region_and_with_several(compare_all, monkeypatch):
+    make_plan = functools.partial(
+        pallas_attention.make_plan, compare_all=compare_all, compare_all_forward=compare_all
+    )
+    monkeypatch.setattr(pallas_attention, "make_plan", make_plan)
+    # Of 3 x 3 windows, the last of each row and column hold several regions.
+    [qkv], [bias] = _normal(9, (1, 1, 12, 12, 48)), _normal(10, (1, 16, 16))
+
+    def call(implementation):
+        attend = functools.partial(
+            shifted_window_attention,
+            window=(1, 4, 4),
+            shift=(0, 2, 2),
+            scale=0.3,
+            implementation=implementation,
+        )
+        return _value_and_gradients(attend, [qkv, bias])
+
+    _assert_equal(call("interpret"), call("xla"), 1e-5)
 
 
 def test_tokens_that_fill_a_tile_but_do_not_exist_leave_gradients_finite():
@@ -112,7 +159,11 @@ def test_address_arithmetic_equals_rolling_and_partitioning(size, window, shift)
     place = layout.place(*jnp.indices((layout.windows, layout.tokens)))
     np.testing.assert_array_equal(place.key_rows, wanted)
     numbers = np.tile(shift_regions(axis_regions(size, window, shift), window), (2, 1))
-    regions = np.asarray(place.region)
+    indices = jnp.indices((layout.windows, layout.tokens))
+    regions = np.asarray(layout.region(*indices))
+    several = np.asarray(layout.has_regions(jnp.arange(layout.windows)))
+    np.testing.assert_array_equal(several, [len(set(row)) > 1 for row in numbers])
+    assert several.any() and not several.all()
     same = regions[:, :, None] == regions[:, None, :]
     np.testing.assert_array_equal(same, numbers[:, :, None] == numbers[:, None, :])
 
@@ -124,7 +175,7 @@ def test_mutual_halves_query_each_other_and_share_the_first_ones_regions():
     place = half.place(*jnp.indices((half.windows, 16)))
     np.testing.assert_array_equal(place.key_rows, halves.reshape(-1, 16))
     np.testing.assert_array_equal(place.query_rows, halves[:, ::-1].reshape(-1, 16))
-    regions = np.asarray(place.region).reshape(-1, 2, 16)
+    regions = np.asarray(half.region(*jnp.indices((half.windows, 16)))).reshape(-1, 2, 16)
     np.testing.assert_array_equal(regions[:, 0], regions[:, 1])
 
 

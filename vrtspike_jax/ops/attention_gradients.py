@@ -15,6 +15,7 @@ from vrtspike_jax.ops.attention_tiles import (
     bias_tile,
     both_valid,
     exp,
+    exp_times,
     logits,
     masked_load,
     program,
@@ -78,7 +79,10 @@ def _tile(plan: Plan, key_side: tuple, query_side: tuple, bias: Array | None) ->
     if inside is not None:
         p = jnp.where(inside, p, 0.0)
     dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
-    return p, p * (dp - delta[None, :])
+    # A loop of one step, which the compiler dissolves, but only after XLA has moved transpositions
+    # up through operations: that of dS would take P, exponentials included, a second time.
+    ds = lax.fori_loop(0, 1, lambda _, p: p * (dp - delta[None, :]), p)
+    return p, ds
 
 
 def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -> None:
@@ -187,9 +191,9 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         k = there.load(k_ref, there.key_rows, columns[1])
         v = there.load(v_ref, there.key_rows, columns[2])
         dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
-        p = exp(logits(here, there, q, k, bias), lse[:, None], plan)
+        s = logits(here, there, q, k, bias)
         dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
-        return total + p * (dp - delta[:, None]), following
+        return exp_times(s, lse[:, None], dp - delta[:, None], total, plan), following
 
     start = (jnp.zeros((plan.block, plan.block), jnp.float32), statistics(jnp.int32(0)))
     total, _ = lax.fori_loop(0, chunk, body, start)

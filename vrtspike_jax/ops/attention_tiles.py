@@ -1,6 +1,7 @@
 """What the attention kernels share: sizes, tiles of tokens, exponentials, the walk over tiles."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.ops.window_layout import OTHER_REGION, FrameWindows, PackedWindows
 
@@ -48,11 +49,15 @@ class Plan:
         scale: Factor of the queries, rounded to their dtype.
         block: Tokens of a tile.
         forward: Launch of the forward kernel.
+        rows: Whether this holds the logits of a tile's queries to all keys at once.
         queries: Launch of the kernel for the queries' gradient.
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
         strip: Queries that this kernel handles at a time.
         bias: Launch of the kernel for the bias.
+        compare_all: Compare the tokens' regions in all windows, even in those that hold one.
+        compare_all_forward: The same for the forward kernel, whose loop the compiler would
+            otherwise duplicate for either kind of window, at the price of more registers.
         interpret: Run on the CPU, for tests.
     """
 
@@ -65,11 +70,14 @@ class Plan:
     scale: float = 1.0
     block: int = 64
     forward: Launch = Launch(group=2, warps=4, stages=3)
+    rows: bool = False
     queries: Launch = Launch(group=2, warps=4, stages=3)
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
     strip: int = 32
     bias: Launch = Launch(group=1, warps=4, stages=3)
+    compare_all: bool = False
+    compare_all_forward: bool = True
     interpret: bool = False
 
     @property
@@ -114,6 +122,18 @@ def exp(x: Array, shift: Array, plan: Plan) -> Array:
     return _assembly(fused, x, lax.neg(shift))
 
 
+def exp_times(x: Array, shift: Array, factor: Array, addend: Array, plan: Plan) -> Array:
+    """`addend` + `exp` * `factor`, the sum by another multiply-add."""
+    shift = lax.broadcast_in_dim(shift, x.shape, (0, 1))
+    if plan.interpret:
+        return addend + jnp.exp2(x * LOG2_E - shift) * factor
+    fused = (
+        "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2;"
+        " ex2.approx.ftz.f32 y, y; fma.rn.f32 $0, y, $3, $4; }"
+    )
+    return _assembly(fused, x, lax.neg(shift), factor, addend)
+
+
 def _assembly(code: str, *args: Array) -> Array:
     """Applies PTX code to every element of float32 arrays."""
     [y] = plgpu.elementwise_inline_asm(
@@ -145,10 +165,14 @@ class Side:
         self.token, self.valid = tile_tokens(plan, tile)
         place = plan.layout.place(window, self.token)
         self.key_rows, self.query_rows = place.key_rows, place.query_rows
-        self.region = place.region
-        if region_ref is not None:
-            address = region_ref.at[lax.rem(window, region_ref.shape[0]), self.token]
-            self.region = masked_load(address, self.valid)
+        self._region_ref = region_ref
+
+    def region(self) -> Int[Array, " block"]:
+        """Numbers of the tokens' regions."""
+        if self._region_ref is None:
+            return self.plan.layout.region(self.window, self.token)
+        address = self._region_ref.at[lax.rem(self.window, self._region_ref.shape[0]), self.token]
+        return masked_load(address, self.valid)
 
     def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
         width = head_width(self.plan.dim)
@@ -197,10 +221,18 @@ def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) ->
     s = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if bias is not None:
         s = lax.add(s, lax.convert_element_type(bias, jnp.float32))
-    if rows.region is not None:
-        apart = lax.expand_dims(rows.region, (1,)) != lax.expand_dims(columns.region, (0,))
-        s += jnp.where(apart, OTHER_REGION, 0.0)
-    return s
+    if not rows.plan.shifted:
+        return s
+    if rows.plan.compare_all or not isinstance(rows.plan.layout, FrameWindows):
+        return _part_regions(rows, columns, s)
+    # Most windows hold one region.
+    part = functools.partial(_part_regions, rows, columns)
+    return lax.cond(rows.plan.layout.has_regions(rows.window), part, lambda s: s, s)
+
+
+def _part_regions(rows: Side, columns: Side, s: Array) -> Array:
+    apart = lax.expand_dims(rows.region(), (1,)) != lax.expand_dims(columns.region(), (0,))
+    return s + jnp.where(apart, OTHER_REGION, 0.0)
 
 
 def both_valid(rows: Side, columns: Side) -> Array | None:

@@ -61,13 +61,10 @@ class Place:
     Attributes:
         key_rows: Flat rows, in an array (rows, channels), of the tokens' keys and results.
         query_rows: Those of their queries.
-        region: Numbers of the parts of the map that the shift brings together (VRT's
-            `compute_mask`); None without shift, and for `PackedWindows`.
     """
 
     key_rows: Any
     query_rows: Any
-    region: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +124,43 @@ class FrameWindows:
         if not self.mutual:
             image, coordinates = self._coordinates(window, token)
             rows = self._rows(image, coordinates)
-            return Place(rows, rows, self._region(coordinates))
+            return Place(rows, rows)
         late, frames = lax.rem(window, 2), self.window[0] // 2
         image, (t, h, w) = self._coordinates(lax.div(window, 2), token)
         keys, queries = (
             self._rows(image, (lax.add(t, lax.mul(half, frames)), h, w))
             for half in (late, lax.sub(1, late))
         )
+        return Place(keys, queries)
+
+    def region(self, window: Any, token: Any) -> Any:
+        """Numbers of the parts of the map that the shift brings together (VRT's `compute_mask`)."""
         # Published behaviour: the first half's regions serve both.
-        return Place(keys, queries, self._region((t, h, w)))
+        window = lax.div(window, 2) if self.mutual else window
+        region = None
+        axes = zip(
+            self._coordinates(window, token)[1], self.size, self.window, self.shift, strict=True
+        )
+        for position, size, extent, shift in axes:
+            if shift:
+                late, last = (
+                    lax.convert_element_type(lax.ge(position, size - reach), jnp.int32)
+                    for reach in (extent, shift)
+                )
+                number = lax.add(late, last)
+                region = number if region is None else lax.add(lax.mul(region, 3), number)
+        return region
+
+    def has_regions(self, window: Any) -> Any:
+        """Whether a window holds more than one region: it is the last one along a shifted axis."""
+        window = lax.div(window, 2) if self.mutual else window
+        result = False
+        for size, extent, shift in list(zip(self.size, self.window, self.shift, strict=True))[::-1]:
+            count = size // extent
+            if shift:
+                result = lax.eq(lax.rem(window, count), count - 1) | result
+            window = lax.div(window, count)
+        return result
 
     def _coordinates(self, window: Any, token: Any) -> tuple[Any, tuple[Any, Any, Any]]:
         """Image, and coordinates in the rolled map."""
@@ -161,16 +186,3 @@ class FrameWindows:
                 position = lax.select(inside, position, lax.sub(position, size))
             row = lax.add(lax.mul(row, size), position)
         return row
-
-    def _region(self, coordinates: Sequence[Any]) -> Any:
-        region = None
-        axes = zip(coordinates, self.size, self.window, self.shift, strict=True)
-        for position, size, extent, shift in axes:
-            if shift:
-                late, last = (
-                    lax.convert_element_type(lax.ge(position, size - reach), jnp.int32)
-                    for reach in (extent, shift)
-                )
-                number = lax.add(late, last)
-                region = number if region is None else lax.add(lax.mul(region, 3), number)
-        return region
