@@ -49,15 +49,12 @@ class Plan:
         scale: Factor of the queries, rounded to their dtype.
         block: Tokens of a tile.
         forward: Launch of the forward kernel.
-        rows: Whether this holds the logits of a tile's queries to all keys at once.
         queries: Launch of the kernel for the queries' gradient.
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
         strip: Queries that this kernel handles at a time.
         bias: Launch of the kernel for the bias.
         compare_all: Compare the tokens' regions in all windows, even in those that hold one.
-        compare_all_forward: The same for the forward kernel, whose loop the compiler would
-            otherwise duplicate for either kind of window, at the price of more registers.
         interpret: Run on the CPU, for tests.
     """
 
@@ -70,14 +67,12 @@ class Plan:
     scale: float = 1.0
     block: int = 64
     forward: Launch = Launch(group=2, warps=4, stages=3)
-    rows: bool = False
     queries: Launch = Launch(group=2, warps=4, stages=3)
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
     strip: int = 32
     bias: Launch = Launch(group=1, warps=4, stages=3)
     compare_all: bool = False
-    compare_all_forward: bool = True
     interpret: bool = False
 
     @property

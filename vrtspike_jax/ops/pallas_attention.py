@@ -38,12 +38,10 @@ from vrtspike_jax.ops.attention_tiles import (
     Launch,
     Plan,
     Side,
-    bias_tile,
     exp,
     exp2,
     logits,
     make_plan,
-    masked_load,
     program,
     split,
     walk,
@@ -88,40 +86,6 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
     for side, (peak, total, out) in zip(sides, results, strict=True):
         column = plan.out_column + head * plan.dim
         side.store(out_ref, side.key_rows, column, out / total[:, None])
-        side.store_row(lse_ref, head, peak + jnp.log2(total))
-
-
-def _row_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
-    """As `_forward_kernel`, with the logits of a tile's queries to all keys in registers at once.
-
-    Their maximum is known before the first exponential, so that nothing is ever rescaled.
-    """
-    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = split(refs, plan, biased, 3)
-    out_ref, lse_ref = outputs[-2:]
-    windows, tile, head = program(plan, group)
-    columns = [c + head * plan.dim for c in plan.columns]
-    for window in windows:
-        side = Side(plan, window, tile, region_ref)
-        q = side.load_queries(q_ref, columns[0])
-        keys = [Side(plan, window, jnp.int32(j), region_ref) for j in range(plan.blocks)]
-        rows, bias = [], None
-        for there in keys:
-            if biased:
-                address, inside = bias_tile(side, there, head)
-                bias = masked_load(bias_ref.at[address], inside)
-            s = logits(side, there, q, there.load(k_ref, there.key_rows, columns[1]), bias)
-            if there.valid is not None:
-                s = jnp.where(there.valid[None, :], s, -jnp.inf)
-            rows.append(s)
-        peak = jnp.max(functools.reduce(jnp.maximum, rows), axis=1) * LOG2_E
-        out, total = jnp.zeros(q.shape, jnp.float32), jnp.zeros((plan.block,) * 2, jnp.float32)
-        for there, s in zip(keys, rows, strict=True):
-            p = exp(s, peak[:, None], plan)
-            total += p
-            v = there.load(v_ref, there.key_rows, columns[2])
-            out += jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        total = jnp.sum(total, axis=1)
-        side.store(out_ref, side.key_rows, plan.out_column + head * plan.dim, out / total[:, None])
         side.store_row(lse_ref, head, peak + jnp.log2(total))
 
 
@@ -177,9 +141,9 @@ def forward(
         The result, and the base-2 log-sum-exp of the logits.
     """
     group, grid = _grid(plan, plan.forward)
-    plan = dataclasses.replace(plan, compare_all=plan.compare_all_forward)
-    kernel = _row_kernel if plan.rows else _forward_kernel
-    kernel = functools.partial(kernel, plan=plan, group=group, biased=bias is not None)
+    # The compiler would have a loop of its own for either kind of window, in more registers.
+    plan = dataclasses.replace(plan, compare_all=True)
+    kernel = functools.partial(_forward_kernel, plan=plan, group=group, biased=bias is not None)
     inputs = [*arrays, _like(bias, arrays), regions, out]
     aliases = None
     if out is not None:
