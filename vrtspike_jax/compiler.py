@@ -15,9 +15,6 @@ _GPU = {
     # Algorithms of cuBLAS and cuDNN are timed, and not compared with each other as well, which was
     # a quarter of the time to compile a train step.
     "xla_gpu_autotune_level": 1,
-    # And of each product's algorithms, the best few by cuBLAS's own account: the others were most
-    # of that time, and did not win.
-    "xla_gpu_autotune_max_solutions": 4,
     # A product that reads weights where they lie in the optimiser's vector, or writes into a slice
     # of one, is not tuned, and fails where the slice does not begin at a multiple of 16 bytes.
     "xla_gpu_enable_dynamic_slice_fusion": False,
