@@ -11,16 +11,16 @@ import json
 import pathlib
 
 import ml_collections
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from vrtspike_jax import weights
 from vrtspike_jax.data.pipeline import eval_clips
-from vrtspike_jax.evaluation import evaluate
+from vrtspike_jax.evaluation import Evaluation, evaluate
 from vrtspike_jax.restoration.restorer import WHOLE, Restorer, load_with_config
 
-# Changes of `config.data.scenes.render`, and of `config.data.spike_scale`.
+# Changes of `config.data.scenes.render`, and of these fields of `config.data` itself.
+DATA_FIELDS = ("spike_scale", "steps")
 CAMERAS = {
     "of the protocol": {},
     "threshold 2": {"threshold": (2.0, 2.0)},
@@ -32,6 +32,12 @@ CAMERAS = {
     "blur 4 to 12 pixels": {"blur": (4.0, 12.0), "film_share": 0.0},
     "blur 30 to 60 pixels": {"blur": (30.0, 60.0), "film_share": 0.0},
     "films alone": {"film_share": 1.0},
+    "exposures of 352 steps": {"steps": 352},
+    "exposures of 176 steps": {"steps": 176},
+    "exposures of 44 steps": {"steps": 44},
+    "exposures of 30 steps": {"steps": 30},
+    "exposures of 22 steps": {"steps": 22},
+    "exposures of 11 steps": {"steps": 11},
 }
 # The cameras of the GoPro + spike set, and clips that do not depend on what a model learned from.
 PROTOCOL = {
@@ -50,13 +56,7 @@ def main() -> None:
         table.add_column(title)
     found = {}
     for name, changes in CAMERAS.items():
-        clips = eval_clips(_data(config.data, args, changes))
-        scores = evaluate(
-            lambda batch: [_restore(restorer, *clip) for clip in batch],
-            clips,
-            restorer.voxels.bins,
-            baselines=True,
-        )
+        scores = _score(restorer, list(eval_clips(_data(config.data, args, changes))))
         pairs = [
             (after["psnr_rgb"], before["psnr_rgb"])
             for sequence in dict.fromkeys(key for key, _ in scores.frames)
@@ -74,29 +74,26 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
+def _score(restorer: Restorer, clips: list) -> Evaluation:
+    """Restores clips as any user's, from spikes and not from the counts that training takes."""
+    restored = (restorer.restore(c["blur"], c["spikes"], tile=WHOLE) for _, c in clips)
+    return evaluate(lambda batch: [next(restored) for _ in batch], clips, bins=1, baselines=True)
+
+
 def _data(data: ml_collections.ConfigDict, args, changes) -> ml_collections.ConfigDict:
     data = ml_collections.ConfigDict(data.to_dict())
     render = {**data.scenes.render.to_dict(), **PROTOCOL, "photographs": (), "films": ()}
     for name in ("photographs", "films"):
         render[f"eval_{name}"] = (str(args.media / "eval" / name),) if args.media else ()
     for name, value in changes.items():
-        if name == "spike_scale":
-            data.spike_scale = value
+        if name in DATA_FIELDS:
+            data[name] = value
         else:
             render[name] = value
     data.scenes.render = ml_collections.ConfigDict(render)
     data.scenes.eval_clips = args.clips
     data.scenes.height = data.scenes.width = args.size
     return data
-
-
-def _restore(restorer: Restorer, blur: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """One clip whole, its counts as those of any other camera."""
-    size = blur.shape[1:3]
-    plan = restorer.plan(size, counts.shape[1:3], tile=WHOLE, clip=len(blur))
-    counts = restorer.voxels.adapt(counts, restorer.voxels.steps, size)
-    frames = restorer.stream(plan, len(blur), lambda i: (blur[i], counts[i]))
-    return np.stack([frame for _, frame in frames])
 
 
 def _arguments() -> argparse.Namespace:
