@@ -5,13 +5,13 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from vrtspike_jax.ops.pallas_assembly import assembly
 from vrtspike_jax.ops.window_layout import OTHER_REGION, FrameWindows, PackedWindows
 
 LOG2_E = math.log2(math.e)
@@ -105,7 +105,7 @@ def exp2(x: Array, plan: Plan) -> Array:
     """2**x in one instruction; the library's version spends three more on denormals."""
     if plan.interpret:
         return jnp.exp2(x)
-    return _assembly("ex2.approx.ftz.f32 $0, $1;", x)
+    return assembly("ex2.approx.ftz.f32 $0, $1;", x)
 
 
 def exp(x: Array, shift: Array, plan: Plan) -> Array:
@@ -114,7 +114,7 @@ def exp(x: Array, shift: Array, plan: Plan) -> Array:
     if plan.interpret:
         return jnp.exp2(x * LOG2_E - shift)
     fused = "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2; ex2.approx.ftz.f32 $0, y; }"
-    return _assembly(fused, x, lax.neg(shift))
+    return assembly(fused, x, lax.neg(shift))
 
 
 def exp_times(x: Array, shift: Array, factor: Array, addend: Array, plan: Plan) -> Array:
@@ -126,19 +126,7 @@ def exp_times(x: Array, shift: Array, factor: Array, addend: Array, plan: Plan) 
         "{ .reg .f32 y; fma.rn.f32 y, $1, 0f3FB8AA3B, $2;"
         " ex2.approx.ftz.f32 y, y; fma.rn.f32 $0, y, $3, $4; }"
     )
-    return _assembly(fused, x, lax.neg(shift), factor, addend)
-
-
-def _assembly(code: str, *args: Array) -> Array:
-    """Applies PTX code to every element of float32 arrays."""
-    [y] = plgpu.elementwise_inline_asm(
-        code,
-        args=list(args),
-        constraints=",".join(["=f"] + ["f"] * len(args)),
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
-    )
-    return y
+    return assembly(fused, x, lax.neg(shift), factor, addend)
 
 
 def masked_load(address: Any, mask: Array | None) -> Array:

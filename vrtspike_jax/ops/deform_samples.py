@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
+
+from vrtspike_jax.ops.pallas_assembly import assembly, multiply_add
 
 TAPS = 9
 
@@ -168,8 +169,8 @@ class Samples:
         """Samples times the modulation."""
         samples = jnp.zeros((self.plan.pixels, self.plan.quad, self.plan.width), jnp.float32)
         for corner, weight in enumerate(self.weights()):
-            weight = (weight * self.modulation)[:, :, None]
-            samples = _multiply_add(weight, self.gather(corner), samples, self.plan)
+            weight = jnp.broadcast_to((weight * self.modulation)[:, :, None], samples.shape)
+            samples = multiply_add(weight, self.gather(corner), samples, self.plan.interpret)
         return samples.astype(dtype).reshape(self.plan.pixels, self.plan.quad * self.plan.width)
 
 
@@ -189,30 +190,7 @@ def _opaque(index: Array, plan: Plan) -> Array:
 
     It would read neighbours with one thread, and then move them to the threads that gather.
     """
-    if plan.interpret:
-        return index
-    [index] = plgpu.elementwise_inline_asm(
-        "mov.u32 $0, $1;",
-        args=[index],
-        constraints="=r,r",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(index.shape, index.dtype)],
-    )
-    return index
-
-
-def _multiply_add(a: Array, b: Array, c: Array, plan: Plan) -> Array:
-    """a * b + c in one instruction, which the compiler would not fuse."""
-    if plan.interpret:
-        return a * b + c
-    [d] = plgpu.elementwise_inline_asm(
-        "fma.rn.f32 $0, $1, $2, $3;",
-        args=[jnp.broadcast_to(a, c.shape), b, c],
-        constraints="=f,f,f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(c.shape, jnp.float32)],
-    )
-    return d
+    return index if plan.interpret else assembly("mov.u32 $0, $1;", index)
 
 
 def _tanh(x: Array) -> Array:

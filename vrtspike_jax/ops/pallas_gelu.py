@@ -9,11 +9,10 @@ formula would hold a tile in registers, where this finishes an element before it
 import math
 import struct
 
-import jax
-import jax.numpy as jnp
-from jax.experimental.pallas import triton as plgpu
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
+
+from vrtspike_jax.ops.pallas_assembly import assembly
 
 # Abramowitz and Stegun 7.1.26 for half of the complementary error function: with
 # t = 1 / (1 + SHIFT |a|) it is exp(-a^2 / 2) times a polynomial of t without a constant term.
@@ -75,11 +74,4 @@ def _literal(value: float) -> str:
 
 def _assemble(lines: list[str], *args: Array) -> Array:
     declarations = [".reg .f32 e, t, p;", ".reg .pred negative;"]
-    [result] = plgpu.elementwise_inline_asm(
-        "\n".join(["{", *declarations, *lines, "}"]),
-        args=args,
-        constraints=",".join(["=f"] + ["f"] * len(args)),
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
-    )
-    return result
+    return assembly("\n".join(["{", *declarations, *lines, "}"]), *args)

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from vrtspike_jax.ops.pallas_assembly import multiply_add
 from vrtspike_jax.ops.pallas_launch import launch
 
 # Pairs of frames, and frames of the memory, up to which a pixel fits the registers.
@@ -157,18 +158,9 @@ def _dot(a: Array, b: Array) -> Float[Array, " block"]:
 
 
 def _add(total: Array, weight: Float[Array, " block"], x: Array, plan: Plan) -> Array:
-    """`total` and `x`, each row times its weight, in multiply-adds that nothing else would fuse."""
+    """`total` and `x`, each row times its weight, in multiply-adds."""
     weight = lax.broadcast_in_dim(weight, x.shape, (0,))
-    if plan.interpret:
-        return total + weight * x
-    [total] = plgpu.elementwise_inline_asm(
-        "fma.rn.f32 $0, $1, $2, $3;",
-        args=[weight, x, total],
-        constraints="=f,f,f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
-    )
-    return total
+    return multiply_add(weight, x, total, plan.interpret)
 
 
 def _mix(weights: list[Array], values: list[Array], plan: Plan) -> Float[Array, "block width"]:

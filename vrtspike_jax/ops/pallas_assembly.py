@@ -1,0 +1,30 @@
+"""PTX in Triton kernels, where neither Triton nor what follows it finds the short form."""
+
+import jax
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array
+
+
+def assembly(code: str, *args: Array) -> Array:
+    """Applies PTX code to every element of arrays.
+
+    Args:
+        code: takes its operands from $1, $2, ... and leaves the result in $0.
+        *args: arrays of one shape and dtype, float32 or int32, which are the result's too.
+    """
+    register = "f" if args[0].dtype == "float32" else "r"
+    [result] = plgpu.elementwise_inline_asm(
+        code,
+        args=args,
+        constraints=",".join(["=" + register] + [register] * len(args)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)],
+    )
+    return result
+
+
+def multiply_add(a: Array, b: Array, c: Array, interpret: bool) -> Array:
+    """a * b + c in one instruction: of a product and a sum, none is made."""
+    if interpret:
+        return a * b + c
+    return assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
