@@ -50,7 +50,7 @@ def _assert_equal(actual, wanted, tolerance):
         (24, 2, 10, False, True, jnp.float32, True),  # a ragged tile, padded channels
         (80, 1, 20, True, False, jnp.float32, True),  # two tiles
         (80, 1, 20, True, False, jnp.float32, False),
-        (96, 1, 16, True, True, jnp.float32, True),  # a ragged tile of whole strips
+        (96, 1, 16, True, True, jnp.float32, True),  # a ragged tile
         (24, 2, 10, False, True, jnp.float32, False),
         (64, 1, 16, True, False, jnp.bfloat16, True),
     ],

@@ -1,6 +1,5 @@
 """Backward kernels of window attention; `pallas_attention` launches them and has the formulas."""
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -75,7 +74,7 @@ def _tile(plan: Plan, key_side: tuple, query_side: tuple, bias: Array | None) ->
     """P and dS of one tile, rows being keys. The bias comes transposed."""
     (keys, k, v), (side, q, dout, lse, delta) = key_side, query_side
     p = exp(logits(keys, side, k, q, bias), lse[None, :], plan)
-    inside = both_valid(keys, side)
+    inside = both_valid(keys.valid, side.valid)
     if inside is not None:
         p = jnp.where(inside, p, 0.0)
     dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32)
@@ -122,14 +121,13 @@ def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -
 def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
     """Gradients of queries, keys and values of a whole window, and delta if there is a bias.
 
-    Keys, values and their gradients stay in registers while strips of queries pass by, so that
+    Keys, values and their gradients stay in registers while tiles of queries pass by, so that
     each exponential is taken once. The bias comes transposed.
     """
     q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
         refs, plan, biased, 6
     )
     dq_ref, dk_ref, dv_ref = outputs[:1] * 3 if packed else outputs[:3]
-    strips = dataclasses.replace(plan, block=plan.strip)
     window, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
     columns = [c + head * plan.dim for c in plan.columns]
     loaded = []
@@ -138,8 +136,8 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
         k = keys.load(k_ref, keys.key_rows, columns[1])
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
-    def body(strip: Array, carry: list) -> list:
-        side = Side(strips, window, strip, region_ref)
+    def body(tile: Array, carry: list) -> list:
+        side = Side(plan, window, tile, region_ref)
         dout, delta = _delta(side, out_ref, dout_ref, plan.out_column + head * plan.dim)
         q = side.load_queries(q_ref, columns[0])
         queries = (side, q, dout, side.load_row(lse_ref, head), delta)
@@ -147,7 +145,7 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
         result, bias = [], None
         for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
             if biased:
-                address, inside = bias_tile(keys, side, head)
+                address, inside = bias_tile(keys.tokens, side.tokens, head)
                 bias = masked_load(bias_ref.at[address], inside)
             p, ds = _tile(plan, (keys, k, v), queries, bias)
             ds = ds.astype(q.dtype)
@@ -161,7 +159,7 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
         return result
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = lax.fori_loop(0, strips.blocks, body, [(zeros, zeros)] * plan.blocks)
+    gradients = lax.fori_loop(0, plan.blocks, body, [(zeros, zeros)] * plan.blocks)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
@@ -177,7 +175,7 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
     i, j = lax.rem(tile, plan.blocks), lax.div(tile, plan.blocks)
     columns = [c + head * plan.dim for c in plan.columns]
     side, keys = (Side(plan, first, t, region_ref) for t in (i, j))
-    address, inside = bias_tile(side, keys, head)
+    address, inside = bias_tile(side.tokens, keys.tokens, head)
     bias = masked_load(bias_ref.at[address], inside)
 
     def statistics(step: Array) -> list[Array]:

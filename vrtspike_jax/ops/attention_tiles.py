@@ -52,7 +52,6 @@ class Plan:
         queries: Launch of the kernel for the queries' gradient.
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
-        strip: Queries that this kernel handles at a time.
         bias: Launch of the kernel for the bias.
         compare_all: Compare the tokens' regions in all windows, even in those that hold one.
         interpret: Run on the CPU, for tests.
@@ -70,7 +69,6 @@ class Plan:
     queries: Launch = Launch(group=2, warps=4, stages=3)
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
-    strip: int = 32
     bias: Launch = Launch(group=1, warps=4, stages=3)
     compare_all: bool = False
     interpret: bool = False
@@ -89,7 +87,7 @@ class Plan:
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
     """Chooses tile sizes, and whether one kernel computes the gradients of whole windows."""
     block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    sizes = {"block": block, "strip": block}
+    sizes = {"block": block}
     padded = pl.cdiv(layout.tokens, block) * block * head_width(dim)
     if padded <= WHOLE_ELEMENTS:
         sizes["whole"] = Launch(group=1, warps=4, stages=2)
@@ -145,7 +143,7 @@ class Side:
 
     def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
         self.plan, self.window = plan, window
-        self.token, self.valid = tile_tokens(plan, tile)
+        self.tokens = self.token, self.valid = tile_tokens(plan, tile)
         place = plan.layout.place(window, self.token)
         self.key_rows, self.query_rows = place.key_rows, place.query_rows
         self._region_ref = region_ref
@@ -218,19 +216,21 @@ def _part_regions(rows: Side, columns: Side, s: Array) -> Array:
     return s + jnp.where(apart, OTHER_REGION, 0.0)
 
 
-def both_valid(rows: Side, columns: Side) -> Array | None:
-    """Which elements of a tile of logits exist; None if all do."""
-    if rows.valid is None and columns.valid is None:
+def both_valid(row: Array | None, column: Array | None) -> Array | None:
+    """Which elements of a tile of logits exist, given which tokens do; None if all do."""
+    if row is None:
         return None
-    everywhere = lax.full((1,), True)
-    row, column = (everywhere if s.valid is None else s.valid for s in (rows, columns))
     return lax.expand_dims(row, (1,)) & lax.expand_dims(column, (0,))
 
 
-def bias_tile(rows: Side, columns: Side, head: Array) -> tuple[tuple, Array | None]:
-    """Index of a tile of the bias or of its gradient, and the mask of what exists."""
-    address = (head, lax.expand_dims(rows.token, (1,)), lax.expand_dims(columns.token, (0,)))
-    return address, both_valid(rows, columns)
+def bias_tile(rows: tuple, columns: tuple, head: Array) -> tuple[tuple, Array | None]:
+    """Index of a tile of the bias or of its gradient, and the mask of what exists.
+
+    Rows and columns are as `tile_tokens` gives them.
+    """
+    (row, row_valid), (column, column_valid) = rows, columns
+    address = (head, lax.expand_dims(row, (1,)), lax.expand_dims(column, (0,)))
+    return address, both_valid(row_valid, column_valid)
 
 
 def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
@@ -253,17 +253,13 @@ def walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: A
 
     Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
     """
-    row, row_inside = tile_tokens(plan, own)
+    rows = tile_tokens(plan, own)
 
     def bias(tile: Array) -> Array | None:
         if bias_ref is None:
             return None
-        column, inside = tile_tokens(plan, tile)
-        mask = None
-        if inside is not None:
-            mask = lax.expand_dims(row_inside, (1,)) & lax.expand_dims(inside, (0,))
-        address = (head, lax.expand_dims(row, (1,)), lax.expand_dims(column, (0,)))
-        return masked_load(bias_ref.at[address], mask)
+        address, inside = bias_tile(rows, tile_tokens(plan, tile), head)
+        return masked_load(bias_ref.at[address], inside)
 
     def step(tile: Array, state: tuple) -> tuple:
         following = bias(jnp.minimum(tile + 1, plan.blocks - 1))

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_gelu, pallas_rows
 from vrtspike_jax.ops.pallas_launch import launch
-from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, row_mean, vector
+from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
 
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
@@ -107,10 +107,8 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _standardise(tile: Tile, x_ref: Any, channels: list) -> tuple[list[Array], Array]:
-    """Rows of x with mean 0 and deviation 1, in pieces, and the inverse of their deviation."""
     x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
-    centred, inverse = pallas_rows.standardise(x, channels, tile.plan.channels)
-    return [p * inverse for p in centred], inverse
+    return pallas_rows.standardise(x, channels, tile.plan.channels)
 
 
 def _affine(x: list[Array], gamma: Any, beta: Any, channels: list, dtype: Any) -> list[Array]:
@@ -178,14 +176,12 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
 
     zeros = [jnp.zeros(n.shape, jnp.float32) for n in normed]
     dn = lax.fori_loop(0, pl.cdiv(plan.hidden, plan.chunk), step, zeros)
-    # LayerNorm's backward pass (`pallas_norm`). Its input is read again, as the loop needs all
-    # registers.
+    # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
     x_hat, inverse = _standardise(tile, x_ref, channels)
     g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
-    mean = row_mean(g, plan.channels)
-    slope = row_mean([a * n for a, n in zip(g, x_hat, strict=True)], plan.channels)
-    for p, a, n in zip(channels, g, x_hat, strict=True):
-        tile.store(dx_ref, p, tile.load(dy_ref, p) + (a - mean - n * slope) * inverse)
+    dx = pallas_rows.standardise_gradient(g, x_hat, inverse, plan.channels)
+    for p, value in zip(channels, dx, strict=True):
+        tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
 
 
 def _store_column(tile: Tile, ref: Any, start: int, column: Float[Array, "block 1"]) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_rows
 from vrtspike_jax.ops.pallas_launch import launch
-from vrtspike_jax.ops.pallas_rows import Tile, row_mean, vector
+from vrtspike_jax.ops.pallas_rows import Tile, vector
 
 # Elements of a tile: of six such arrays, half of them running sums, each of 128 threads holds its
 # part in registers.
@@ -79,10 +79,10 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, gamma_ref, beta_ref, y_ref = refs
     tile, cut = Tile(plan, pl.program_id(0)), pallas_rows.pieces(plan.channels, 256)
     x = [tile.load(x_ref, piece).astype(jnp.float32) for piece in cut]
-    centred, inverse = pallas_rows.standardise(x, cut, plan.channels)
-    for c, piece in zip(centred, cut, strict=True):
+    normed, _ = pallas_rows.standardise(x, cut, plan.channels)
+    for n, piece in zip(normed, cut, strict=True):
         gamma, beta = vector(gamma_ref, piece), vector(beta_ref, piece)
-        tile.store(y_ref, piece, c * inverse * gamma + beta)
+        tile.store(y_ref, piece, n * gamma + beta)
 
 
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
@@ -99,12 +99,9 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
             [tile.load(ref, piece).astype(jnp.float32) for piece in cut]
             for ref in (x_ref, dy_ref, *around[:1])
         )
-        centred, inverse = pallas_rows.standardise(x, cut, plan.channels)
-        normed = [c * inverse for c in centred]
+        normed, inverse = pallas_rows.standardise(x, cut, plan.channels)
         g = [d * scale for d, scale in zip(dy, gamma, strict=True)]
-        mean = row_mean(g, plan.channels)
-        slope = row_mean([a * n for a, n in zip(g, normed, strict=True)], plan.channels)
-        dx = [(a - mean - n * slope) * inverse for a, n in zip(g, normed, strict=True)]
+        dx = pallas_rows.standardise_gradient(g, normed, inverse, plan.channels)
         if skip:
             dx = [a + b for a, b in zip(dx, skip[0], strict=True)]
         for piece, value in zip(cut, dx, strict=True):

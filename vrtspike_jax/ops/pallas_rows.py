@@ -94,10 +94,23 @@ def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
 def standardise(
     x: list[Float[Array, "block width"]], cut: list[Piece], channels: int
 ) -> tuple[list[Float[Array, "block width"]], Float[Array, "block 1"]]:
-    """Rows less their mean, zero where a piece is not valid, and the inverse of their deviation."""
+    """Rows with mean 0 and deviation 1, zero where a piece is not valid; and 1 / deviation."""
     mean = row_mean(x, channels)
     centred = []
     for p, (_, width, valid) in zip(x, cut, strict=True):
         within = lax.broadcasted_iota(jnp.int32, (1, width), 1) < valid
         centred.append(p - mean if valid == width else jnp.where(within, p - mean, 0))
-    return centred, lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)
+    inverse = lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)
+    return [p * inverse for p in centred], inverse
+
+
+def standardise_gradient(
+    g: list[Float[Array, "block width"]],
+    normed: list[Float[Array, "block width"]],
+    inverse: Float[Array, "block 1"],
+    channels: int,
+) -> list[Float[Array, "block width"]]:
+    """Gradient of `standardise`'s rows, given that of its first result, `normed`."""
+    mean = row_mean(g, channels)
+    slope = row_mean([a * n for a, n in zip(g, normed, strict=True)], channels)
+    return [(a - mean - n * slope) * inverse for a, n in zip(g, normed, strict=True)]

@@ -6,12 +6,12 @@ and thousands of kernels to launch; as vectors they are a few dozen. The values 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vrtspike_jax.models import stored
 
@@ -112,14 +112,13 @@ def _split(
 ) -> Iterator[jax.Array | list[jax.Array]]:
     """The parts of each shape, or lists of so many parts along its first axis."""
     start, vector = 0, _alone(vector)
-
-    def take(shape: tuple[int, ...]) -> jax.Array:
-        nonlocal start
-        start += int(np.prod(shape))
-        return jax.lax.slice(vector, (start - int(np.prod(shape)),), (start,)).reshape(shape)
-
     for shape, count in shapes:
-        yield [take(shape[1:]) for _ in range(count)] if count else take(shape)
+        parts = []
+        for part in [shape[1:]] * count or [shape]:
+            end = start + math.prod(part)
+            parts.append(jax.lax.slice(vector, (start,), (end,)).reshape(part))
+            start = end
+        yield parts if count else parts[0]
 
 
 def _alone(vector: jax.Array) -> jax.Array:
