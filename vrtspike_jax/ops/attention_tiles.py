@@ -28,11 +28,17 @@ class Launch:
         group: Most windows that a program handles for each tile of the bias.
         warps: Warps of a program.
         stages: Depth of the compiler's software pipeline.
+        queries: Tokens of a tile as queries; None is the plan's block.
+        keys: Tokens of a tile as keys.
+        held: Tiles of keys whose gradients a program keeps at a time; None is all of a window's.
     """
 
     group: int
     warps: int
     stages: int
+    queries: int | None = None
+    keys: int | None = None
+    held: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Plan:
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
         bias: Launch of the kernel for the bias.
+        bias_programs: The bias's gradient splits its windows among about so many programs.
+        guess: Forward, take the largest of a row's first logits for that of all, and the exact way
+            only where that turns out far off.
         compare_all: Compare the tokens' regions in all windows, even in those that hold one.
         interpret: Run on the CPU, for tests.
     """
@@ -70,18 +79,23 @@ class Plan:
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
     bias: Launch = Launch(group=1, warps=4, stages=3)
+    bias_programs: int = 1200
     compare_all: bool = False
+    guess: bool = False
     interpret: bool = False
 
     @property
     def blocks(self) -> int:
         """Tiles along the tokens of a window."""
-        return pl.cdiv(self.layout.tokens, self.block)
+        return self.tiles(self.block)
 
-    @property
-    def ragged(self) -> bool:
-        """Whether the last tile sticks out of the window."""
-        return self.layout.tokens % self.block != 0
+    def tiles(self, size: int) -> int:
+        """Tiles of `size` tokens along those of a window."""
+        return pl.cdiv(self.layout.tokens, size)
+
+    def sizes(self, launch: Launch) -> tuple[int, int]:
+        """Tokens of a kernel's tiles, as queries and as keys."""
+        return launch.queries or self.block, launch.keys or self.block
 
 
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
@@ -97,6 +111,15 @@ def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fiel
 def head_width(dim: int) -> int:
     """Channels of a tile: a power of two that tensor cores take."""
     return max(16, pl.next_power_of_2(dim))
+
+
+def held_tiles(plan: Plan) -> tuple[int, int]:
+    """Tiles of keys that the kernel for whole windows holds at a time, and how many times."""
+    tiles = plan.tiles(plan.sizes(plan.whole)[1])
+    held = min(plan.whole.held or tiles, tiles)
+    if tiles % held:
+        raise ValueError(f"{tiles} tiles of keys do not divide into parts of {held}")
+    return held, tiles // held
 
 
 def exp2(x: Array, plan: Plan) -> Array:
@@ -132,18 +155,19 @@ def masked_load(address: Any, mask: Array | None) -> Array:
     return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
 
-def tile_tokens(plan: Plan, tile: Array) -> tuple[Array, Array | None]:
-    """Tokens of a tile, and which of them are in the window; None where all are."""
-    token = lax.add(lax.mul(tile, plan.block), lax.iota(jnp.int32, plan.block))
-    return token, lax.lt(token, plan.layout.tokens) if plan.ragged else None
+def tile_tokens(plan: Plan, tile: Array, size: int) -> tuple[Array, Array | None]:
+    """Tokens of a tile of `size`, and which of them are in the window; None where all are."""
+    token = lax.add(lax.mul(tile, size), lax.iota(jnp.int32, size))
+    tokens = plan.layout.tokens
+    return token, None if tokens % size == 0 else lax.lt(token, tokens)
 
 
 class Side:
     """One tile of a window's tokens, as queries (their results) or as keys."""
 
-    def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any):
-        self.plan, self.window = plan, window
-        self.tokens = self.token, self.valid = tile_tokens(plan, tile)
+    def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any, size: int):
+        self.plan, self.window, self.size = plan, window, size
+        self.tokens = self.token, self.valid = tile_tokens(plan, tile, size)
         place = plan.layout.place(window, self.token)
         self.key_rows, self.query_rows = place.key_rows, place.query_rows
         self._region_ref = region_ref
@@ -157,7 +181,7 @@ class Side:
 
     def _address(self, ref: Any, rows: Array, column: Array) -> tuple[Any, Array | None]:
         width = head_width(self.plan.dim)
-        shape = (self.plan.block, width)
+        shape = (self.size, width)
         channel = lax.iota(jnp.int32, width)
         mask = None
         if width != self.plan.dim:
@@ -178,10 +202,20 @@ class Side:
         q = self.load(ref, self.query_rows, column)
         return q if self.plan.scale == 1 else q * jnp.asarray(self.plan.scale, q.dtype)
 
-    def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
-        """Inverse of `load`."""
+    def store(
+        self, ref: Any, rows: Array, column: Array, value: Array, when: Array | None = None
+    ) -> None:
+        """Inverse of `load`; of a part of the elements, if `when` says which."""
         address, mask = self._address(ref, rows, column)
+        mask = when if mask is None else mask if when is None else mask & when
         plgpu.store(address, value.astype(ref.dtype), mask=mask)
+
+    def sum_address(self, head: Array) -> tuple:
+        """Index of each token's channels in an array (heads, windows * padded, width)."""
+        padded = self.plan.tiles(self.size) * self.size
+        rows = lax.add(lax.mul(self.window, padded), self.token)
+        channels = lax.iota(jnp.int32, head_width(self.plan.dim))
+        return head, lax.expand_dims(rows, (1,)), lax.expand_dims(channels, (0,))
 
     def load_row(
         self, ref: Any, head: Array, window: Array | None = None
@@ -197,12 +231,14 @@ class Side:
         plgpu.store(ref.at[head, index], value, mask=self.valid)
 
 
-def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) -> Array:
+def logits(
+    rows: Side, columns: Side, a: Array, b: Array, bias: Array | None, regions: bool = True
+) -> Array:
     """S for one tile, or its transpose if `rows` are the keys; float32."""
     s = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if bias is not None:
         s = lax.add(s, lax.convert_element_type(bias, jnp.float32))
-    if not rows.plan.shifted:
+    if not (rows.plan.shifted and regions):
         return s
     if rows.plan.compare_all or not isinstance(rows.plan.layout, FrameWindows):
         return _part_regions(rows, columns, s)
@@ -233,6 +269,47 @@ def bias_tile(rows: tuple, columns: tuple, head: Array) -> tuple[tuple, Array | 
     return address, both_valid(row_valid, column_valid)
 
 
+def pack_bias(bias: Array, sizes: tuple[int, int], warps: int) -> Array:
+    """Tiles of the bias, each in the order in which a program's threads hold products.
+
+    Where tensor cores leave a tile of logits, a thread has pairs of neighbours in a row, 8 rows
+    and 8 columns apart. Tiles in that order go from memory to registers, eight numbers at a
+    time, and not through shared memory.
+
+    Args:
+        bias: (heads, rows, columns).
+        sizes: Rows and columns of a tile.
+        warps: Warps of the program, each with 16 rows.
+
+    Returns:
+        (heads, tiles of rows, tiles of columns, numbers of a tile).
+    """
+    rows, columns = (pl.cdiv(n, s) for n, s in zip(bias.shape[1:], sizes, strict=True))
+    extents = (0, rows * sizes[0] - bias.shape[1]), (0, columns * sizes[1] - bias.shape[2])
+    bias = jnp.pad(bias, ((0, 0), *extents))
+    repeats, warps, pairs = _fragments(sizes, warps)
+    shape = (-1, rows, repeats, warps, 2, 8, columns, pairs, 2, 4, 2)
+    bias = bias.reshape(shape).transpose(0, 1, 6, 2, 7, 3, 5, 9, 8, 4, 10)
+    return bias.reshape(-1, rows, columns, sizes[0] * sizes[1])
+
+
+def load_bias(
+    ref: Any, head: Array, row: Array, column: Array, sizes: tuple[int, int], warps: int
+) -> Array:
+    """One tile of what `pack_bias` packed."""
+    numbers = lax.iota(jnp.int32, sizes[0] * sizes[1])
+    tile = plgpu.load(ref.at[head, row, column, numbers])
+    repeats, warps, pairs = _fragments(sizes, warps)
+    tile = tile.reshape(repeats, pairs, warps, 8, 4, 2, 2, 2)
+    return tile.transpose(0, 2, 6, 3, 1, 5, 4, 7).reshape(sizes)
+
+
+def _fragments(sizes: tuple[int, int], warps: int) -> tuple[int, int, int]:
+    """Rounds of rows over the warps, warps with rows of their own, and pieces of 16 columns."""
+    apart = min(warps, sizes[0] // 16)
+    return sizes[0] // (16 * apart), apart, sizes[1] // 16
+
+
 def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
     """Sorts a kernel's references: `inputs` arrays, bias or None, regions or None, the rest."""
     rest = list(refs[inputs:])
@@ -241,31 +318,42 @@ def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
     return (*refs[:inputs], bias, regions, rest)
 
 
-def program(plan: Plan, group: int) -> tuple[list[Array], Array, Array]:
-    """Windows, tile and head of this program; neighbours share windows."""
+def program(plan: Plan, group: int, tiles: int) -> tuple[list[Array], Array, Array]:
+    """Windows, tile (of so many in each) and head of this program; neighbours share windows."""
     index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
-    first = lax.div(index, plan.blocks) * group
-    return [first + g for g in range(group)], lax.rem(index, plan.blocks), head
+    first = lax.div(index, tiles) * group
+    return [first + g for g in range(group)], lax.rem(index, tiles), head
 
 
-def walk(plan: Plan, bias_ref: Any, head: Array, own: Array, body: Any, carry: Any) -> Any:
+def walk(
+    plan: Plan, launch: Launch, bias_ref: Any, own: tuple, sizes: tuple, body: Any, carry: Any
+) -> Any:
     """Runs `body(tile, bias, carry)` over the tiles of a window.
 
-    Each step loads the next one's bias, rows being those of tile `own`, so as not to wait for it.
+    Each step loads the next one's bias, so as not to wait for it.
+
+    Args:
+        plan: Sizes.
+        launch: Of the kernel.
+        bias_ref: Packed bias, or None.
+        own: Head, and the tile of the bias's rows.
+        sizes: Tokens of a tile of rows, and of the tiles to run over.
+        body: What to run.
+        carry: What it starts with.
+
+    Returns:
+        What it ends with.
     """
-    rows = tile_tokens(plan, own)
+    tiles = plan.tiles(sizes[1])
 
     def bias(tile: Array) -> Array | None:
-        if bias_ref is None:
-            return None
-        address, inside = bias_tile(rows, tile_tokens(plan, tile), head)
-        return masked_load(bias_ref.at[address], inside)
+        return None if bias_ref is None else load_bias(bias_ref, *own, tile, sizes, launch.warps)
 
     def step(tile: Array, state: tuple) -> tuple:
-        following = bias(jnp.minimum(tile + 1, plan.blocks - 1))
+        following = bias(jnp.minimum(tile + 1, tiles - 1))
         return body(tile, state[0], state[1]), following
 
     first = bias(jnp.int32(0))
-    if plan.blocks == 1:
+    if tiles == 1:
         return body(jnp.int32(0), carry, first)
-    return lax.fori_loop(0, plan.blocks, step, (carry, first))[0]
+    return lax.fori_loop(0, tiles, step, (carry, first))[0]
