@@ -16,6 +16,7 @@ from vrtspike_jax.ops.attention_tiles import (
     exp,
     exp_times,
     held_tiles,
+    keys_scaled,
     load_bias,
     logits,
     masked_load,
@@ -28,10 +29,10 @@ __all__ = ["bias_kernel", "key_kernel", "query_kernel", "window_kernel"]
 
 
 def _delta(side: Side, out_ref: Any, dout_ref: Any, column: Array) -> tuple[Array, Array]:
-    """The result's gradient, and delta."""
+    """The result's gradient, and minus delta, which tensor cores can begin their sums with."""
     dout = side.load(dout_ref, side.key_rows, column)
     out = side.load(out_ref, side.key_rows, column).astype(jnp.float32)
-    return dout, jnp.sum(out * dout.astype(jnp.float32), axis=1)
+    return dout, -jnp.sum(out * dout.astype(jnp.float32), axis=1)
 
 
 def query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
@@ -62,8 +63,8 @@ def query_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
             if keys.valid is not None:
                 s = jnp.where(keys.valid[None, :], s, -jnp.inf)
             p = exp(s, lse[:, None], plan)
-            dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32)
-            ds = (p * (dp - delta[:, None])).astype(k.dtype)
+            dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32) + delta[:, None]
+            ds = (p * dp).astype(k.dtype)
             result.append(dq + jnp.dot(ds, k, preferred_element_type=jnp.float32))
         return result
 
@@ -81,8 +82,7 @@ def _tile(plan: Plan, key_side: tuple, query_side: tuple, bias: Array | None) ->
     inside = both_valid(keys.valid, side.valid)
     if inside is not None:
         p = jnp.where(inside, p, 0.0)
-    # A sum, not a difference: the compiler makes it the product's initial value.
-    dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32) + (-delta)[None, :]
+    dp = jnp.dot(v, dout.T, preferred_element_type=jnp.float32) + delta[None, :]
     # A loop of one step, which the compiler dissolves, but only after XLA has moved transpositions
     # up through operations: that of dS would take P, exponentials included, a second time.
     ds = lax.fori_loop(0, 1, lambda _, p: p * dp, p)
@@ -101,14 +101,14 @@ def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -
     loaded = []
     for window in windows:
         keys = Side(plan, window, tile, region_ref, rows)
-        k = keys.load(k_ref, keys.key_rows, columns[1])
+        k = keys.load_keys(k_ref, columns[1])
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
     def body(i: Array, carry: list, bias: Array | None) -> list:
         result = []
         for (keys, k, v), (dk, dv) in zip(loaded, carry, strict=True):
             side = Side(plan, keys.window, i, region_ref, size)
-            q = side.load_queries(q_ref, columns[0])
+            q = side.load_queries(q_ref, columns[0], keys_scaled(plan))
             dout = side.load(dout_ref, side.key_rows, plan.out_column + head * plan.dim)
             lse, delta = (side.load_row(ref, head) for ref in (lse_ref, delta_ref))
             p, ds = _tile(plan, (keys, k, v), (side, q, dout, lse, delta), bias)
@@ -121,7 +121,7 @@ def key_kernel(*refs: Any, plan: Plan, group: int, biased: bool, packed: bool) -
     start = [(zeros, zeros)] * group
     gradients = walk(plan, plan.keys, bias_ref, (head, tile), (rows, size), body, start)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
-        keys.store(dk_ref, keys.key_rows, columns[1], dk)
+        keys.store(dk_ref, keys.key_rows, columns[1], dk * plan.scale if keys_scaled(plan) else dk)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
 
 
@@ -142,6 +142,7 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
     out_column = plan.out_column + head * plan.dim
     size, rows = plan.sizes(plan.whole)
     held, passes = held_tiles(plan)
+    query_scale, key_scale = (1.0, plan.scale) if keys_scaled(plan) else (plan.scale, 1.0)
 
     def bias(row: Array, column: Array) -> Array | None:
         if not biased:
@@ -161,7 +162,7 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
         loaded = []
         for tile in range(held):
             keys = Side(plan, window, number * held + tile, region_ref, rows)
-            k = keys.load(k_ref, keys.key_rows, columns[1])
+            k = keys.load_keys(k_ref, columns[1])
             loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
         def body(tile: Array, carry: list) -> list:
@@ -171,7 +172,7 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
                 delta = side.load_row(delta_ref, head)
             else:
                 dout, delta = _delta(side, out_ref, dout_ref, out_column)
-            q = side.load_queries(q_ref, columns[0])
+            q = side.load_queries(q_ref, columns[0], keys_scaled(plan))
             queries = (side, q, dout, side.load_row(lse_ref, head), delta)
             dq = jnp.zeros(q.shape, jnp.float32)
             if passes > 1:
@@ -193,17 +194,17 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
             if passes == 1:
                 if biased:
                     side.store_row(outputs[-1], head, delta)
-                side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
+                side.store(dq_ref, side.query_rows, columns[0], dq * query_scale)
                 return result
             last = jnp.broadcast_to(number == passes - 1, q.shape)
             plgpu.store(sum_ref.at[side.sum_address(head)], dq, mask=~last)
-            side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale, last)
+            side.store(dq_ref, side.query_rows, columns[0], dq * query_scale, last)
             return result
 
         zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
         gradients = lax.fori_loop(0, plan.tiles(size), body, [(zeros, zeros)] * held)
         for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
-            keys.store(dk_ref, keys.key_rows, columns[1], dk)
+            keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
             keys.store(dv_ref, keys.key_rows, columns[2], dv)
 
     if passes == 1:
@@ -251,7 +252,7 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         v = there.load(v_ref, there.key_rows, columns[2])
         dout = here.load(dout_ref, here.key_rows, plan.out_column + head * plan.dim)
         s = logits(here, there, q, k, bias)
-        dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32) + (-delta)[:, None]
+        dp = jnp.dot(dout, v.T, preferred_element_type=jnp.float32) + delta[:, None]
         return exp_times(s, lse[:, None], dp, total, plan), following
 
     start = (jnp.zeros((rows, size), jnp.float32), statistics(jnp.int32(0)))

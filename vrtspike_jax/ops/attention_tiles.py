@@ -122,6 +122,14 @@ def held_tiles(plan: Plan) -> tuple[int, int]:
     return held, tiles // held
 
 
+def keys_scaled(plan: Plan) -> bool:
+    """Whether kernels that keep keys scale these, once, instead of all queries that pass by.
+
+    By a power of two, which rounds neither.
+    """
+    return math.frexp(plan.scale)[0] == 0.5 and plan.scale != 1
+
+
 def exp2(x: Array, plan: Plan) -> Array:
     """2**x in one instruction; the library's version spends three more on denormals."""
     if plan.interpret:
@@ -197,10 +205,17 @@ class Side:
         address, mask = self._address(ref, rows, column)
         return masked_load(address, mask)
 
-    def load_queries(self, ref: Any, column: Array) -> Float[Array, "block width"]:
-        """A head's scaled queries."""
+    def load_queries(
+        self, ref: Any, column: Array, plain: bool = False
+    ) -> Float[Array, "block width"]:
+        """A head's queries, scaled unless they are to be `plain`."""
         q = self.load(ref, self.query_rows, column)
-        return q if self.plan.scale == 1 else q * jnp.asarray(self.plan.scale, q.dtype)
+        return q if plain or self.plan.scale == 1 else q * jnp.asarray(self.plan.scale, q.dtype)
+
+    def load_keys(self, ref: Any, column: Array) -> Float[Array, "block width"]:
+        """A head's keys, scaled if `keys_scaled`."""
+        k = self.load(ref, self.key_rows, column)
+        return k * jnp.asarray(self.plan.scale, k.dtype) if keys_scaled(self.plan) else k
 
     def store(
         self, ref: Any, rows: Array, column: Array, value: Array, when: Array | None = None

@@ -278,7 +278,7 @@ def _whole_gradients(
     dout: Array,
     lse: Array,
 ) -> tuple[Any, Array | None]:
-    """Gradients of `arrays`, by one kernel, and delta, which only that of the bias needs."""
+    """Gradients of `arrays`, by one kernel, and minus delta, which only that of the bias needs."""
     biased, packed = bias is not None, arrays[0] is arrays[1]
     transposed = _transposed(bias, plan, plan.whole)
     kernel = functools.partial(window_kernel, plan=plan, biased=biased, packed=packed)
