@@ -114,14 +114,23 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
         peaks = [
             _guess(plan, k_ref, side, q, columns[1]) for side, q in zip(sides, queries, strict=True)
         ]
-        results = sums(peaks)
-        far = [jnp.max(jnp.abs(jnp.log2(total))) for _, total, _ in results]
-        near = functools.reduce(jnp.logical_and, [f < FAR for f in far])
 
-        def again(_: list) -> list:
-            return sums(walk_tiles(largest, [row - jnp.inf] * group))
+        def attempt(state: tuple) -> tuple:
+            results = sums(state[1])
+            far = [jnp.max(jnp.abs(jnp.log2(total))) for _, total, _ in results]
+            near = functools.reduce(jnp.logical_and, [f < FAR for f in far])
 
-        results = lax.cond(near, lambda r: r, again, results)
+            def again(_: list) -> list:
+                return walk_tiles(largest, [row - jnp.inf] * group)
+
+            tries = jnp.where(near, 2, state[0] + 1)
+            peaks = [peak for peak, _, _ in results]
+            next_peaks = lax.cond(near, lambda p: p, again, peaks)
+            return tries, next_peaks, results
+
+        empty = [(row, row, jnp.zeros((rows, width), jnp.float32))] * group
+        start = jnp.int32(0), peaks, empty
+        results = lax.while_loop(lambda state: state[0] < 2, attempt, start)[2]
     else:
         start = (row - jnp.inf, row, jnp.zeros((rows, width), jnp.float32))
         results = walk_tiles(exact, [start] * group)
