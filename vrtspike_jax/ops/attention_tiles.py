@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,17 +29,15 @@ class Launch:
         group: Most windows that a program handles for each tile of the bias.
         warps: Warps of a program.
         stages: Depth of the compiler's software pipeline.
-        queries: Tokens of a tile as queries; None is the plan's block.
-        keys: Tokens of a tile as keys.
-        held: Tiles of keys whose gradients a program keeps at a time; None is all of a window's.
+        queries: Tokens of a tile of queries; fewer in windows that have fewer.
+        keys: Likewise, of keys.
     """
 
     group: int
     warps: int
     stages: int
-    queries: int | None = None
-    keys: int | None = None
-    held: int | None = None
+    queries: int = 64
+    keys: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +48,16 @@ class Plan:
         layout: Where tokens lie.
         heads: Heads of the queries, keys and values.
         dim: Channels of a head.
+        biased: Whether there is a bias.
         shifted: Whether to compare regions: given as an array for `PackedWindows`.
         columns: First channel of queries, keys and values in their arrays.
         out_column: First channel of the result in its array.
         scale: Factor of the queries, rounded to their dtype.
-        block: Tokens of a tile.
         forward: Launch of the forward kernel.
         queries: Launch of the kernel for the queries' gradient.
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
         bias: Launch of the kernel for the bias.
-        bias_programs: The bias's gradient splits its windows among about so many programs.
-        guess: Forward, take the largest of a row's first logits for that of all, and the exact way
-            only where that turns out far off.
         compare_all: Compare the tokens' regions in all windows, even in those that hold one.
         interpret: Run on the CPU, for tests.
     """
@@ -69,65 +65,60 @@ class Plan:
     layout: PackedWindows | FrameWindows
     heads: int
     dim: int
+    biased: bool = False
     shifted: bool = False
     columns: tuple[int, int, int] = (0, 0, 0)
     out_column: int = 0
     scale: float = 1.0
-    block: int = 64
     forward: Launch = Launch(group=2, warps=4, stages=3)
     queries: Launch = Launch(group=2, warps=4, stages=3)
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
     bias: Launch = Launch(group=1, warps=4, stages=3)
-    bias_programs: int = 1200
     compare_all: bool = False
-    guess: bool = False
     interpret: bool = False
 
-    @property
-    def blocks(self) -> int:
-        """Tiles along the tokens of a window."""
-        return self.tiles(self.block)
+    def sizes(self, launch: Launch) -> tuple[int, int]:
+        """Tokens of a kernel's tiles of queries and of keys."""
+        most = max(16, pl.next_power_of_2(self.layout.tokens))
+        return min(launch.queries, most), min(launch.keys, most)
 
     def tiles(self, size: int) -> int:
         """Tiles of `size` tokens along those of a window."""
         return pl.cdiv(self.layout.tokens, size)
 
-    def sizes(self, launch: Launch) -> tuple[int, int]:
-        """Tokens of a kernel's tiles, as queries and as keys."""
-        return launch.queries or self.block, launch.keys or self.block
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Factors of queries and of keys, in kernels that keep keys while queries pass by.
+
+        There the keys take the scale, once, if it is a power of two, which rounds neither.
+        """
+        exact = math.frexp(self.scale)[0] == 0.5
+        return (1.0, self.scale) if exact else (self.scale, 1.0)
 
 
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
-    """Chooses tile sizes, and whether one kernel computes the gradients of whole windows."""
-    block = 64 if layout.tokens > 32 else 32 if layout.tokens > 16 else 16
-    sizes = {"block": block}
-    padded = pl.cdiv(layout.tokens, block) * block * head_width(dim)
-    if padded <= WHOLE_ELEMENTS:
-        sizes["whole"] = Launch(group=1, warps=4, stages=2)
-    return Plan(layout, heads, dim, **sizes | fields)
+    """Chooses how kernels run, and whether one computes the gradients of whole windows."""
+    launches = {"whole": Launch(group=1, warps=4, stages=2)}
+    # Microseconds of a call on an H100, 5 or 6 frames of 256 x 256 and 6 heads of 16 channels:
+    if fields.get("biased") and layout.tokens > 128:
+        # Forward 438 to 425 (320 tokens). 128 tokens, with a guess of the peak: 314 to 358.
+        launches["forward"] = Launch(group=2, warps=2, stages=3, queries=64, keys=32)
+    elif not fields.get("biased") and layout.tokens <= 64:
+        # Backward 438 to 389. Forward 268 to 215, with a guess of the peak.
+        launches["forward"] = Launch(group=1, warps=2, stages=3, queries=64, keys=32)
+        launches["whole"] = Launch(group=1, warps=2, stages=2, queries=32, keys=64)
+    plan = Plan(layout, heads, dim, **launches | fields)
+    if plan.whole is None:
+        return plan
+    keys = plan.sizes(plan.whole)[1]
+    fits = plan.tiles(keys) * keys * head_width(dim) <= WHOLE_ELEMENTS
+    return plan if fits else dataclasses.replace(plan, whole=None)
 
 
 def head_width(dim: int) -> int:
     """Channels of a tile: a power of two that tensor cores take."""
     return max(16, pl.next_power_of_2(dim))
-
-
-def held_tiles(plan: Plan) -> tuple[int, int]:
-    """Tiles of keys that the kernel for whole windows holds at a time, and how many times."""
-    tiles = plan.tiles(plan.sizes(plan.whole)[1])
-    held = min(plan.whole.held or tiles, tiles)
-    if tiles % held:
-        raise ValueError(f"{tiles} tiles of keys do not divide into parts of {held}")
-    return held, tiles // held
-
-
-def keys_scaled(plan: Plan) -> bool:
-    """Whether kernels that keep keys scale these, once, instead of all queries that pass by.
-
-    By a power of two, which rounds neither.
-    """
-    return math.frexp(plan.scale)[0] == 0.5 and plan.scale != 1
 
 
 def exp2(x: Array, plan: Plan) -> Array:
@@ -163,24 +154,20 @@ def masked_load(address: Any, mask: Array | None) -> Array:
     return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
 
-def tile_tokens(plan: Plan, tile: Array, size: int) -> tuple[Array, Array | None]:
-    """Tokens of a tile of `size`, and which of them are in the window; None where all are."""
-    token = lax.add(lax.mul(tile, size), lax.iota(jnp.int32, size))
-    tokens = plan.layout.tokens
-    return token, None if tokens % size == 0 else lax.lt(token, tokens)
-
-
 class Side:
     """One tile of a window's tokens, as queries (their results) or as keys."""
 
     def __init__(self, plan: Plan, window: Array, tile: Array, region_ref: Any, size: int):
         self.plan, self.window, self.size = plan, window, size
-        self.tokens = self.token, self.valid = tile_tokens(plan, tile, size)
+        self.token = lax.add(lax.mul(tile, size), lax.iota(jnp.int32, size))
+        # Which tokens are in the window; None where all are.
+        ragged = plan.layout.tokens % size != 0
+        self.valid = lax.lt(self.token, plan.layout.tokens) if ragged else None
         place = plan.layout.place(window, self.token)
         self.key_rows, self.query_rows = place.key_rows, place.query_rows
         self._region_ref = region_ref
 
-    def region(self) -> Int[Array, " block"]:
+    def region(self) -> Int[Array, " size"]:
         """Numbers of the tokens' regions."""
         if self._region_ref is None:
             return self.plan.layout.region(self.window, self.token)
@@ -200,41 +187,20 @@ class Side:
         columns = lax.expand_dims(lax.add(column, channel), (0,))
         return ref.at[lax.expand_dims(rows, (1,)), columns], mask
 
-    def load(self, ref: Any, rows: Array, column: Array) -> Float[Array, "block width"]:
-        """A head's channels of each token; zero where there is none."""
+    def load(
+        self, ref: Any, rows: Array, column: Array, scale: float = 1.0
+    ) -> Float[Array, "size width"]:
+        """A head's channels of each token, times `scale`; zero where there is none."""
         address, mask = self._address(ref, rows, column)
-        return masked_load(address, mask)
+        x = masked_load(address, mask)
+        return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
-    def load_queries(
-        self, ref: Any, column: Array, plain: bool = False
-    ) -> Float[Array, "block width"]:
-        """A head's queries, scaled unless they are to be `plain`."""
-        q = self.load(ref, self.query_rows, column)
-        return q if plain or self.plan.scale == 1 else q * jnp.asarray(self.plan.scale, q.dtype)
-
-    def load_keys(self, ref: Any, column: Array) -> Float[Array, "block width"]:
-        """A head's keys, scaled if `keys_scaled`."""
-        k = self.load(ref, self.key_rows, column)
-        return k * jnp.asarray(self.plan.scale, k.dtype) if keys_scaled(self.plan) else k
-
-    def store(
-        self, ref: Any, rows: Array, column: Array, value: Array, when: Array | None = None
-    ) -> None:
-        """Inverse of `load`; of a part of the elements, if `when` says which."""
+    def store(self, ref: Any, rows: Array, column: Array, value: Array) -> None:
+        """Inverse of `load`."""
         address, mask = self._address(ref, rows, column)
-        mask = when if mask is None else mask if when is None else mask & when
         plgpu.store(address, value.astype(ref.dtype), mask=mask)
 
-    def sum_address(self, head: Array) -> tuple:
-        """Index of each token's channels in an array (heads, windows * padded, width)."""
-        padded = self.plan.tiles(self.size) * self.size
-        rows = lax.add(lax.mul(self.window, padded), self.token)
-        channels = lax.iota(jnp.int32, head_width(self.plan.dim))
-        return head, lax.expand_dims(rows, (1,)), lax.expand_dims(channels, (0,))
-
-    def load_row(
-        self, ref: Any, head: Array, window: Array | None = None
-    ) -> Float[Array, " block"]:
+    def load_row(self, ref: Any, head: Array, window: Array | None = None) -> Float[Array, " size"]:
         """One number for each token, of an array (heads, windows * tokens)."""
         window = self.window if window is None else window
         index = lax.add(lax.mul(window, self.plan.layout.tokens), self.token)
@@ -246,14 +212,12 @@ class Side:
         plgpu.store(ref.at[head, index], value, mask=self.valid)
 
 
-def logits(
-    rows: Side, columns: Side, a: Array, b: Array, bias: Array | None, regions: bool = True
-) -> Array:
+def logits(rows: Side, columns: Side, a: Array, b: Array, bias: Array | None) -> Array:
     """S for one tile, or its transpose if `rows` are the keys; float32."""
     s = lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if bias is not None:
         s = lax.add(s, lax.convert_element_type(bias, jnp.float32))
-    if not (rows.plan.shifted and regions):
+    if not rows.plan.shifted:
         return s
     if rows.plan.compare_all or not isinstance(rows.plan.layout, FrameWindows):
         return _part_regions(rows, columns, s)
@@ -267,106 +231,38 @@ def _part_regions(rows: Side, columns: Side, s: Array) -> Array:
     return s + jnp.where(apart, OTHER_REGION, 0.0)
 
 
-def both_valid(row: Array | None, column: Array | None) -> Array | None:
-    """Which elements of a tile of logits exist, given which tokens do; None if all do."""
-    if row is None:
-        return None
-    return lax.expand_dims(row, (1,)) & lax.expand_dims(column, (0,))
+def both_valid(rows: Side, columns: Side) -> Array | None:
+    """Which elements of a tile of logits exist; None if all do."""
+    shape = (rows.size, columns.size)
+    sides = enumerate((rows.valid, columns.valid))
+    masks = [lax.broadcast_in_dim(v, shape, (axis,)) for axis, v in sides if v is not None]
+    return functools.reduce(lax.bitwise_and, masks) if masks else None
 
 
-def bias_tile(rows: tuple, columns: tuple, head: Array) -> tuple[tuple, Array | None]:
-    """Index of a tile of the bias or of its gradient, and the mask of what exists.
-
-    Rows and columns are as `tile_tokens` gives them.
-    """
-    (row, row_valid), (column, column_valid) = rows, columns
-    address = (head, lax.expand_dims(row, (1,)), lax.expand_dims(column, (0,)))
-    return address, both_valid(row_valid, column_valid)
-
-
-def pack_bias(bias: Array, sizes: tuple[int, int], warps: int) -> Array:
-    """Tiles of the bias, each in the order in which a program's threads hold products.
-
-    Where tensor cores leave a tile of logits, a thread has pairs of neighbours in a row, 8 rows
-    and 8 columns apart. Tiles in that order go from memory to registers, eight numbers at a
-    time, and not through shared memory.
-
-    Args:
-        bias: (heads, rows, columns).
-        sizes: Rows and columns of a tile.
-        warps: Warps of the program, each with 16 rows.
-
-    Returns:
-        (heads, tiles of rows, tiles of columns, numbers of a tile).
-    """
-    rows, columns = (pl.cdiv(n, s) for n, s in zip(bias.shape[1:], sizes, strict=True))
-    extents = (0, rows * sizes[0] - bias.shape[1]), (0, columns * sizes[1] - bias.shape[2])
-    bias = jnp.pad(bias, ((0, 0), *extents))
-    repeats, warps, pairs = _fragments(sizes, warps)
-    shape = (-1, rows, repeats, warps, 2, 8, columns, pairs, 2, 4, 2)
-    bias = bias.reshape(shape).transpose(0, 1, 6, 2, 7, 3, 5, 9, 8, 4, 10)
-    return bias.reshape(-1, rows, columns, sizes[0] * sizes[1])
-
-
-def load_bias(
-    ref: Any, head: Array, row: Array, column: Array, sizes: tuple[int, int], warps: int
-) -> Array:
-    """One tile of what `pack_bias` packed."""
-    numbers = lax.iota(jnp.int32, sizes[0] * sizes[1])
-    tile = plgpu.load(ref.at[head, row, column, numbers])
-    repeats, warps, pairs = _fragments(sizes, warps)
-    tile = tile.reshape(repeats, pairs, warps, 8, 4, 2, 2, 2)
-    return tile.transpose(0, 2, 6, 3, 1, 5, 4, 7).reshape(sizes)
-
-
-def _fragments(sizes: tuple[int, int], warps: int) -> tuple[int, int, int]:
-    """Rounds of rows over the warps, warps with rows of their own, and pieces of 16 columns."""
-    apart = min(warps, sizes[0] // 16)
-    return sizes[0] // (16 * apart), apart, sizes[1] // 16
-
-
-def split(refs: tuple, plan: Plan, biased: bool, inputs: int) -> tuple:
+def split(refs: tuple, plan: Plan, inputs: int) -> tuple:
     """Sorts a kernel's references: `inputs` arrays, bias or None, regions or None, the rest."""
     rest = list(refs[inputs:])
-    bias = rest.pop(0) if biased else None
+    bias = rest.pop(0) if plan.biased else None
     regions = rest.pop(0) if plan.shifted and isinstance(plan.layout, PackedWindows) else None
     return (*refs[:inputs], bias, regions, rest)
 
 
 def program(plan: Plan, group: int, tiles: int) -> tuple[list[Array], Array, Array]:
-    """Windows, tile (of so many in each) and head of this program; neighbours share windows."""
+    """Windows, tile (one of `tiles`) and head of this program; neighbours share windows."""
     index, head = lax.div(pl.program_id(0), plan.heads), lax.rem(pl.program_id(0), plan.heads)
     first = lax.div(index, tiles) * group
     return [first + g for g in range(group)], lax.rem(index, tiles), head
 
 
-def walk(
-    plan: Plan, launch: Launch, bias_ref: Any, own: tuple, sizes: tuple, body: Any, carry: Any
-) -> Any:
-    """Runs `body(tile, bias, carry)` over the tiles of a window.
+def walk(tiles: int, bias: Callable[[Array], Array | None], body: Callable, carry: Any) -> Any:
+    """Runs `carry = body(tile, carry, bias(tile))` over the tiles of a window.
 
     Each step loads the next one's bias, so as not to wait for it.
-
-    Args:
-        plan: Sizes.
-        launch: Of the kernel.
-        bias_ref: Packed bias, or None.
-        own: Head, and the tile of the bias's rows.
-        sizes: Tokens of a tile of rows, and of the tiles to run over.
-        body: What to run.
-        carry: What it starts with.
-
-    Returns:
-        What it ends with.
     """
-    tiles = plan.tiles(sizes[1])
-
-    def bias(tile: Array) -> Array | None:
-        return None if bias_ref is None else load_bias(bias_ref, *own, tile, sizes, launch.warps)
 
     def step(tile: Array, state: tuple) -> tuple:
         following = bias(jnp.minimum(tile + 1, tiles - 1))
-        return body(tile, state[0], state[1]), following
+        return body(tile, *state), following
 
     first = bias(jnp.int32(0))
     if tiles == 1:

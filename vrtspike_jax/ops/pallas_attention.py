@@ -13,7 +13,7 @@ the bias that it loads. Where the gradients of a window's keys and values fit a 
 registers, one kernel computes those of the queries too, from the same exponentials; larger
 windows need a kernel for queries and one for keys and values. The bias gradient has a kernel of
 its own, whose programs each own one tile of it and walk over a share of the windows: no atomics,
-the same result every time.
+the same result every time. Between kernels delta is stored as minus delta.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from vrtspike_jax.ops.attention_bias import BiasTiles
 from vrtspike_jax.ops.attention_gradients import (
     bias_kernel,
     key_kernel,
@@ -40,11 +41,8 @@ from vrtspike_jax.ops.attention_tiles import (
     Side,
     exp,
     exp2,
-    head_width,
-    held_tiles,
     logits,
     make_plan,
-    pack_bias,
     program,
     split,
     walk,
@@ -53,29 +51,28 @@ from vrtspike_jax.ops.window_layout import PackedWindows
 
 __all__ = ["Launch", "Plan", "backward", "forward", "make_plan", "run_backward", "run_forward"]
 
-# A guess of a row's largest logit is good if the sum of its exponentials is within 2**-FAR, 2**FAR.
-FAR = 60.0
+# The bias gradient splits its windows among about this many programs.
+BIAS_PROGRAMS = 1200
 
 
-def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
-    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = split(refs, plan, biased, 3)
+def _forward_kernel(*refs: Any, plan: Plan, group: int) -> None:
+    q_ref, k_ref, v_ref, bias_ref, region_ref, outputs = split(refs, plan, 3)
     out_ref, lse_ref = outputs[-2:]
     rows, size = plan.sizes(plan.forward)
     windows, tile, head = program(plan, group, plan.tiles(rows))
     columns = [c + head * plan.dim for c in plan.columns]
     sides = [Side(plan, window, tile, region_ref, rows) for window in windows]
-    queries = [s.load_queries(q_ref, columns[0]) for s in sides]
+    queries = [s.load(q_ref, s.query_rows, columns[0], plan.scale) for s in sides]
     width = queries[0].shape[1]
 
-    def tile_logits(side: Side, q: Array, j: Array, bias: Array | None) -> tuple[Side, Array]:
-        keys = Side(plan, side.window, j, region_ref, size)
-        s = logits(side, keys, q, keys.load(k_ref, keys.key_rows, columns[1]), bias)
-        return keys, s if keys.valid is None else jnp.where(keys.valid[None, :], s, -jnp.inf)
-
-    def exact(j: Array, carry: list, bias: Array | None) -> list:
+    def body(j: Array, carry: list, bias: Array | None) -> list:
         result = []
         for side, q, (peak, total, out) in zip(sides, queries, carry, strict=True):
-            keys, s = tile_logits(side, q, j, bias)
+            keys = Side(plan, side.window, j, region_ref, size)
+            k = keys.load(k_ref, keys.key_rows, columns[1])
+            s = logits(side, keys, q, k, bias)
+            if keys.valid is not None:
+                s = jnp.where(keys.valid[None, :], s, -jnp.inf)
             new_peak = jnp.maximum(peak, jnp.max(s, axis=1) * LOG2_E)
             p = exp(s, new_peak[:, None], plan)
             rescale = exp2(peak - new_peak, plan)
@@ -85,66 +82,14 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int, biased: bool) -> None:
             result.append((new_peak, total * rescale + jnp.sum(p, axis=1), out))
         return result
 
-    def largest(j: Array, carry: list, bias: Array | None) -> list:
-        both = [tile_logits(side, q, j, bias)[1] for side, q in zip(sides, queries, strict=True)]
-        pairs = zip(carry, both, strict=True)
-        return [jnp.maximum(peak, jnp.max(s, axis=1) * LOG2_E) for peak, s in pairs]
-
-    def walk_tiles(body: Any, start: list) -> list:
-        return walk(plan, plan.forward, bias_ref, (head, tile), (rows, size), body, start)
-
-    def sums(peaks: list) -> list:
-        def body(j: Array, carry: list, bias: Array | None) -> list:
-            result = []
-            for side, q, peak, (total, out) in zip(sides, queries, peaks, carry, strict=True):
-                keys, s = tile_logits(side, q, j, bias)
-                v = keys.load(v_ref, keys.key_rows, columns[2])
-                p = exp(s, peak[:, None], plan).astype(v.dtype)
-                ones = jnp.ones((size, 16), v.dtype)
-                total += jnp.dot(p, ones, preferred_element_type=jnp.float32)
-                result.append((total, out + jnp.dot(p, v, preferred_element_type=jnp.float32)))
-            return result
-
-        start = (jnp.zeros((rows, 16), jnp.float32), jnp.zeros((rows, width), jnp.float32))
-        pairs = zip(peaks, walk_tiles(body, [start] * group), strict=True)
-        return [(peak, jnp.max(total, axis=1), out) for peak, (total, out) in pairs]
-
+    bias = functools.partial(BiasTiles(rows, size, plan.forward.warps).load, bias_ref, head, tile)
     row = jnp.zeros((rows,), jnp.float32)
-    if plan.guess:
-        peaks = [
-            _guess(plan, k_ref, side, q, columns[1]) for side, q in zip(sides, queries, strict=True)
-        ]
-
-        def attempt(state: tuple) -> tuple:
-            results = sums(state[1])
-            far = [jnp.max(jnp.abs(jnp.log2(total))) for _, total, _ in results]
-            near = functools.reduce(jnp.logical_and, [f < FAR for f in far])
-
-            def again(_: list) -> list:
-                return walk_tiles(largest, [row - jnp.inf] * group)
-
-            tries = jnp.where(near, 2, state[0] + 1)
-            peaks = [peak for peak, _, _ in results]
-            next_peaks = lax.cond(near, lambda p: p, again, peaks)
-            return tries, next_peaks, results
-
-        empty = [(row, row, jnp.zeros((rows, width), jnp.float32))] * group
-        start = jnp.int32(0), peaks, empty
-        results = lax.while_loop(lambda state: state[0] < 2, attempt, start)[2]
-    else:
-        start = (row - jnp.inf, row, jnp.zeros((rows, width), jnp.float32))
-        results = walk_tiles(exact, [start] * group)
+    start = (row - jnp.inf, row, jnp.zeros((rows, width), jnp.float32))
+    results = walk(plan.tiles(size), bias, body, [start] * group)
     for side, (peak, total, out) in zip(sides, results, strict=True):
         column = plan.out_column + head * plan.dim
         side.store(out_ref, side.key_rows, column, out / total[:, None])
         side.store_row(lse_ref, head, peak + jnp.log2(total))
-
-
-def _guess(plan: Plan, k_ref: Any, side: Side, q: Array, column: Array) -> Float[Array, " rows"]:
-    """Largest of each row's first 16 logits, base 2, without bias and regions."""
-    keys = Side(plan, side.window, jnp.int32(0), None, 16)
-    k = keys.load(k_ref, keys.key_rows, column)
-    return jnp.max(logits(side, keys, q, k, None, regions=False), axis=1) * LOG2_E
 
 
 def _call(
@@ -201,11 +146,8 @@ def forward(
     group, grid = _grid(plan, plan.forward, plan.sizes(plan.forward)[0])
     # The compiler would have a loop of its own for either kind of window, in more registers.
     plan = dataclasses.replace(plan, compare_all=True)
-    kernel = functools.partial(_forward_kernel, plan=plan, group=group, biased=bias is not None)
-    bias = _like(bias, arrays)
-    if bias is not None:
-        bias = pack_bias(bias, plan.sizes(plan.forward), plan.forward.warps)
-    inputs = [*arrays, bias, regions, out]
+    kernel = functools.partial(_forward_kernel, plan=plan, group=group)
+    inputs = [*arrays, _packed(_like(bias, arrays), plan, plan.forward), regions, out]
     aliases = None
     if out is not None:
         aliases = {sum(a is not None for a in inputs) - 1: 0}
@@ -221,11 +163,16 @@ def _like(bias: Array | None, arrays: tuple) -> Array | None:
     return None if bias is None else bias.astype(arrays[0].dtype)
 
 
-def _transposed(bias: Array | None, plan: Plan, launch: Launch) -> Array | None:
-    """The packed bias for kernels whose rows are keys."""
+def _packed(
+    bias: Array | None, plan: Plan, launch: Launch, transposed: bool = False
+) -> Array | None:
+    """Tiles of the bias, for kernels whose rows are queries; or keys, if `transposed`."""
     if bias is None:
         return None
-    return pack_bias(jnp.swapaxes(bias, 1, 2), plan.sizes(launch)[::-1], launch.warps)
+    rows, columns = plan.sizes(launch)
+    if transposed:
+        bias, rows, columns = jnp.swapaxes(bias, 1, 2), columns, rows
+    return BiasTiles(rows, columns, launch.warps).pack(bias)
 
 
 def backward(
@@ -253,10 +200,10 @@ def backward(
     out, lse = residuals
     bias = _like(bias, arrays)
     gradients = _split_gradients if plan.whole is None else _whole_gradients
-    gradients, delta = gradients(plan, arrays, bias, regions, out, dout, lse)
+    gradients, minus_delta = gradients(plan, arrays, bias, regions, out, dout, lse)
     if bias is None:
         return gradients, None
-    return gradients, _bias_gradient(plan, arrays, bias, regions, delta, lse, dout)
+    return gradients, _bias_gradient(plan, arrays, bias, regions, minus_delta, lse, dout)
 
 
 def _bias_gradient(
@@ -264,18 +211,17 @@ def _bias_gradient(
     arrays: tuple,
     bias: Array,
     regions: Array | None,
-    delta: Array,
+    minus_delta: Array,
     lse: Array,
     dout: Array,
 ) -> Float[Array, "heads n n"]:
-    rows, size = plan.sizes(plan.bias)
-    tiles = plan.heads * plan.tiles(rows) * plan.tiles(size)
-    parts = _divisor(plan.layout.windows, max(1, plan.bias_programs // tiles))
+    rows, columns = plan.sizes(plan.bias)
+    tiles = plan.heads * plan.tiles(rows) * plan.tiles(columns)
+    parts = _divisor(plan.layout.windows, max(1, BIAS_PROGRAMS // tiles))
     kernel = functools.partial(bias_kernel, plan=plan, chunk=plan.layout.windows // parts)
     shape = jax.ShapeDtypeStruct((parts, *bias.shape), jnp.float32)
-    inputs = [*arrays, dout, lse, delta, bias, regions]
-    dbias = _call(kernel, plan, plan.bias, (tiles, parts), shape, inputs)
-    return jnp.sum(dbias, axis=0)
+    inputs = [*arrays, dout, lse, minus_delta, bias, regions]
+    return jnp.sum(_call(kernel, plan, plan.bias, (tiles, parts), shape, inputs), axis=0)
 
 
 def _whole_gradients(
@@ -288,22 +234,17 @@ def _whole_gradients(
     lse: Array,
 ) -> tuple[Any, Array | None]:
     """Gradients of `arrays`, by one kernel, and minus delta, which only that of the bias needs."""
-    biased, packed = bias is not None, arrays[0] is arrays[1]
-    transposed = _transposed(bias, plan, plan.whole)
-    kernel = functools.partial(window_kernel, plan=plan, biased=biased, packed=packed)
+    packed = arrays[0] is arrays[1]
+    transposed = _packed(bias, plan, plan.whole, transposed=True)
+    kernel = functools.partial(window_kernel, plan=plan, packed=packed)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays[: 1 if packed else 3]]
     count = len(shapes)
-    if held_tiles(plan)[1] > 1:
-        size = plan.sizes(plan.whole)[0]
-        sums = plan.heads, plan.layout.windows * plan.tiles(size) * size, head_width(plan.dim)
-        shapes += [jax.ShapeDtypeStruct(sums, jnp.float32), _row_shape(plan)]
-    elif biased:
-        shapes += [_row_shape(plan)]
+    shapes += [_row_shape(plan)] if plan.biased else []
     grid = (plan.layout.windows * plan.heads,)
     inputs = [*arrays, out, dout, lse, transposed, regions]
     results = _call(kernel, plan, plan.whole, grid, shapes, inputs)
     gradients = results[0] if packed else tuple(results[:count])
-    return gradients, results[-1] if biased else None
+    return gradients, results[-1] if plan.biased else None
 
 
 def _split_gradients(
@@ -316,21 +257,21 @@ def _split_gradients(
     lse: Array,
 ) -> tuple[Any, Array]:
     """As `_whole_gradients`, by one kernel for queries and one for keys and values."""
-    biased, packed = bias is not None, arrays[0] is arrays[1]
+    packed = arrays[0] is arrays[1]
     group, grid = _grid(plan, plan.queries, plan.sizes(plan.queries)[0])
     like = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-    kernel = functools.partial(query_kernel, plan=plan, group=group, biased=biased)
-    packed_bias = pack_bias(bias, plan.sizes(plan.queries), plan.queries.warps) if biased else None
-    shapes, inputs = [like[0], _row_shape(plan)], [*arrays, out, dout, lse, packed_bias, regions]
-    dq, delta = _call(kernel, plan, plan.queries, grid, shapes, inputs)
-    transposed = _transposed(bias, plan, plan.keys)
-    inputs = [*arrays, dout, lse, delta, transposed, regions]
+    kernel = functools.partial(query_kernel, plan=plan, group=group)
+    inputs = [*arrays, out, dout, lse, _packed(bias, plan, plan.queries), regions]
+    shapes = [like[0], _row_shape(plan)]
+    dq, minus_delta = _call(kernel, plan, plan.queries, grid, shapes, inputs)
+    transposed = _packed(bias, plan, plan.keys, transposed=True)
+    inputs = [*arrays, dout, lse, minus_delta, transposed, regions]
     group, grid = _grid(plan, plan.keys, plan.sizes(plan.keys)[1])
-    kernel = functools.partial(key_kernel, plan=plan, group=group, biased=biased, packed=packed)
+    kernel = functools.partial(key_kernel, plan=plan, group=group, packed=packed)
     if not packed:
-        return (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs)), delta
+        return (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs)), minus_delta
     count = sum(a is not None for a in inputs)
-    return _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0}), delta
+    return _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0}), minus_delta
 
 
 def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[Array, list]:

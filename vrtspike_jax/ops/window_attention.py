@@ -113,6 +113,7 @@ def window_attention(
         PackedWindows(m // split.parts, n),
         heads,
         dim,
+        biased=bias is not None,
         shifted=regions is not None,
         interpret=implementation == "interpret",
     )
@@ -176,10 +177,10 @@ def shifted_window_attention(
     )
     layout = FrameWindows(batch, size, window, shift)
     if mutual is None:
-        plans = (make(layout),)
+        plans = (make(layout, biased=True),)
     else:
         half = FrameWindows(batch, size, window, shift, mutual=True)
-        plans = (make(layout, out_column=channels), make(half))
+        plans = (make(layout, biased=True, out_column=channels), make(half))
     return _fused(plans, split, reference, (qkv, mutual), _float32(bias), None)
 
 
