@@ -134,6 +134,20 @@ def test_counting_at_the_edges_is_integrating_and_firing(noise):
     assert (np.asarray(counts) != want).mean() <= (1e-3 if noise else 0)
 
 
+@pytest.mark.parametrize("gray", [0.02, 0.5, 0.97, 1.0])
+def test_noise_makes_bright_pixels_wait_and_not_lose_spikes(gray):
+    rng = np.random.default_rng(0)
+    phase = rng.random((64, 64), np.float32)
+    edges = bin_edges(110, 55)
+    draws = 0.1 * rng.standard_normal((55, 64, 64), np.float32)
+    light = np.broadcast_to(np.float32(gray) * edges[:, None, None], (56, 64, 64))
+    counts = count_spikes(jnp.asarray(light), edges, jnp.ones((64, 64)), phase, draws)
+    steps = gray + 0.1 * rng.standard_normal((110, 64, 64), np.float32)
+    spikes, _ = integrate_and_fire(steps.astype(np.float32), 1.0, phase)
+    # Either differs a little from seed to seed.
+    assert abs(np.asarray(counts).sum(0).mean() - spikes.sum(0).mean()) < 0.25
+
+
 def test_views_are_those_of_the_host(reels):
     plain = exposed(reels)
     for name in ("mirror_rows", "mirror_cols", "turn"):

@@ -167,7 +167,8 @@ def count_spikes(
     """Spikes between edges, of a camera that integrates and fires.
 
     Args:
-      light: gathered up to each edge, in units of white times steps; at most the threshold a step.
+      light: gathered up to each edge, in units of white times steps; on average at most the
+        threshold a step.
       edges: steps before each edge, from 0; B + 1 of them.
       threshold: of each pixel.
       phase: what the accumulators hold at first, as a share of the threshold, 0..1.
@@ -177,11 +178,13 @@ def count_spikes(
     Returns:
       The spikes of each bin.
     """
-    steps = jnp.diff(jnp.asarray(edges))[:, None, None]
-    light = light.at[1:].add(jnp.cumsum(noise * jnp.sqrt(steps), axis=0))
+    edges = jnp.asarray(edges)[:, None, None]
+    light = light.at[1:].add(jnp.cumsum(noise * jnp.sqrt(jnp.diff(edges, axis=0)), axis=0))
     # Noise takes light away, but never a spike that has been fired.
     fired = jax.lax.cummax(jnp.floor(light / threshold + phase), axis=0)
-    return jnp.clip(jnp.diff(fired, axis=0), 0, jnp.minimum(steps, MAX_COUNT)).astype(jnp.uint8)
+    # No step fires twice; what is due then waits for the next steps.
+    fired = edges + jax.lax.cummin(fired - edges, axis=0)
+    return jnp.minimum(jnp.diff(fired, axis=0), MAX_COUNT).astype(jnp.uint8)
 
 
 def _stretches(
