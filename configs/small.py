@@ -18,7 +18,7 @@ import ml_collections
 
 from configs import baseline
 
-BINS = 44  # two of the 88 steps each
+BINS = 88  # one of the 88 steps each
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     data.batch_size = 16
     data.steps = 88  # at most; fewer in `render_config`
     data.voxel.bins = BINS
-    data.voxel.mean, data.voxel.std = 0.56, 0.36
+    data.voxel.mean, data.voxel.std = 0.318, 0.34
     data.num_workers = 0
     data.scenes.on_device = True
     data.scenes.reels = 512
@@ -87,7 +87,7 @@ def vrt_config(model: ml_collections.ConfigDict, name: str) -> ml_collections.Co
     """The backbone with or without spikes."""
     vrt = model.vrt
     vrt.conv_scales = 3
-    vrt.depths = (2, 4, 3, 4, 3, 3, 2, 2)
+    vrt.depths = (4, 4, 3, 4, 3, 4, 4, 4)
     vrt.indep_reconsts = ()
     vrt.embed_dims = (32, 64, 80, 80, 80, 64, 32, 32)
     vrt.num_heads = (2, 4, 5, 5, 5, 4, 2, 2)

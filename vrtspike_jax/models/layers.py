@@ -120,6 +120,23 @@ class DenseParameters(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
+class ConvParameters(nn.Module):
+    """The parameters of a Conv layer, for operations that fuse it.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: Height and width of the kernel.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "kh kw c features"], Array]:
+        kernel = self.param("kernel", torch_uniform, (*self.kernel_size, inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
 class GatedMlpParameters(nn.Module):
     """The parameters of a `GatedMlp` whose output has the input's channels.
 
