@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.attention import TMSAG
-from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm
+from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm, add_product, as_rows
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.models.warping import ParallelWarping
@@ -103,7 +103,8 @@ class Stage(nn.Module):
             fields = len(range(self.depth)[blocks]), block, self.unroll
             group = TMSAG(*fields, name=f"residual_group{i}")
             y = group(x, None if scales is None else scales[blocks])
-            x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
+            linear = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")
+            x = add_product(x, linear(as_rows(y)))
         if not self.pa_frames:
             return x
         warping = ParallelWarping
@@ -163,7 +164,8 @@ class RTMSA(nn.Module):
         self, x: Float[Array, "b t h w c"], scales: Float[Array, "depth 2 b"] | None = None
     ) -> Float[Array, "b t h w c"]:
         y = TMSAG(self.depth, self.block, self.unroll, name="residual_group")(x, scales)
-        return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
+        linear = Dense(self.dim, dtype=self.dtype, name="linear")
+        return add_product(x, linear(as_rows(y)))
 
 
 class Upsample(nn.Module):

@@ -34,7 +34,7 @@ def layer_norm(
         with_input: Returns x too, for x + f(layer_norm(x)): if the sum takes this x, the backward
             pass adds the gradients of both uses where it makes them.
         carried: With the input: the bias that ends f, where it is a constant (see `carried_bias`),
-            and f's factor for each sample or None. They get no gradient but through the sum.
+            and f's factor for each sample, which gets no gradient, or None.
         implementation: "xla" is the reference. "pallas" has CUDA kernels. "auto" is "pallas"
             on CUDA GPUs and "xla" elsewhere; "interpret" runs the kernels on the CPU, for tests.
 
