@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.models.layers import (
@@ -23,6 +24,8 @@ from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
 from vrtspike_jax.ops.window_layout import Size3
 
+# Name of a branch's residual sum, for rematerialisation policies.
+ATTENDED = "attended"
 REMATS = ("none", "light", "attn", "ffn", "block")
 
 
@@ -200,7 +203,7 @@ class TMSA(nn.Module):
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
         x = attention(x, window, shift, scale)
         x = x[:, : size[0], : size[1], : size[2]]
-        return add_product(original, x)
+        return checkpoint_name(add_product(original, x), ATTENDED)
 
     def _feed_forward(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
         hidden = int(self.dim * self.mlp_ratio)
@@ -217,7 +220,10 @@ class TMSA(nn.Module):
         scales = (None, None) if scales is None else tuple(scales)
         attend, feed_forward = TMSA._attend, TMSA._feed_forward
         if self.remat == "light":
-            keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+            # With mutual attention, that sum takes longest for its bytes: windows of two frames pad
+            # maps of an odd number of frames, and cuBLAS cannot add to a part of a product.
+            names = (*SAVED_NAMES, ATTENDED) if self.mut_attn else SAVED_NAMES
+            keep = jax.checkpoint_policies.save_only_these_names(*names)
             return nn.remat(TMSA._both, policy=keep)(self, x, *scales)
         if self.remat in ("attn", "block"):
             attend = nn.remat(attend)

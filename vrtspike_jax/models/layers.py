@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import layer_norm
@@ -19,6 +20,27 @@ torch_uniform = jax.jit(
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
 Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)
 gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def named_leaky_relu(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+    """LeakyReLU of slope 0.1 whose result has a name, for rematerialisation policies.
+
+    Its derivative needs the result's sign alone, so that who keeps that can forget the input.
+    """
+    return jnp.where(x >= 0, x, 0.1 * x)
+
+
+def _leaky_relu_forward(x: Array, name: str) -> tuple[Array, Array]:
+    y = checkpoint_name(named_leaky_relu(x, name), name)
+    return y, y
+
+
+def _leaky_relu_backward(name: str, y: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(y >= 0, gradient, 0.1 * gradient),)
+
+
+named_leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 def as_rows(x: Float[Array, "b ... c"]) -> Float[Array, "rows c"]:
