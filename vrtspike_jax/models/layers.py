@@ -128,7 +128,7 @@ class LayerNorm(nn.Module):
         """The normalised features; `with_input` with x, for a residual sum (see `layer_norm`)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.dtype, with_input, carried, self.kernels)
+        return layer_norm(x, scale, bias, self.dtype, with_input, self.kernels, carried)
 
 
 class LayerNormParameters(nn.Module):

@@ -21,8 +21,8 @@ def layer_norm(
     beta: Float[Array, " c"],
     dtype: jnp.dtype | None = None,
     with_input: bool = False,
-    carried: tuple[Float[Array, " c"], Float[Array, " b"] | None] | None = None,
     implementation: str = "auto",
+    carried: tuple[Float[Array, " c"], Float[Array, " b"] | None] | None = None,
 ) -> Float[Array, "b ... c"] | tuple[Float[Array, "b ... c"], Float[Array, "b ... c"]]:
     """LayerNorm over the last axis, with statistics in float32.
 
@@ -33,10 +33,10 @@ def layer_norm(
         dtype: The result's; None means x's.
         with_input: Returns x too, for x + f(layer_norm(x)): if the sum takes this x, the backward
             pass adds the gradients of both uses where it makes them.
-        carried: With the input: the bias that ends f, where it is a constant (see `carried_bias`),
-            and f's factor for each sample, which gets no gradient, or None.
         implementation: "xla" is the reference. "pallas" has CUDA kernels. "auto" is "pallas"
             on CUDA GPUs and "xla" elsewhere; "interpret" runs the kernels on the CPU, for tests.
+        carried: With the input: the bias that ends f, where it is a constant (see `carried_bias`),
+            and f's factor for each sample, which gets no gradient, or None.
 
     Returns:
         The normalised features, or these and x.
