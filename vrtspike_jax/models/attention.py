@@ -166,7 +166,8 @@ class TMSA(nn.Module):
         shifted: Whether windows are shifted by half their size.
         mlp_ratio: Width of the feed-forward layer over `dim`.
         remat: What the backward pass recomputes: "none", "attn", "ffn", "block" (both), or "light":
-            both, save for what the attention kernels return, so that these run once.
+            both, save for what the attention kernels return, so that these run once, and for the
+            residual sum of mutual attention.
         (others): as in `WindowAttention`.
     """
 
