@@ -130,6 +130,43 @@ def test_kernels_read_shifted_windows_where_they_lie(mutual, whole, monkeypatch)
     _assert_equal(call("auto"), wanted, 1e-6)
 
 
+@pytest.mark.parametrize("mutual, whole", [(False, True), (True, True), (False, False)])
+def test_biases_that_attention_carries_get_the_gradients_of_those_that_are_added(
+    mutual, whole, monkeypatch
+):
+    # 10 channels a head, which a tile pads, and 40 tokens, of which the last tile lacks some.
+    monkeypatch.setattr(attention_tiles, "WHOLE_ELEMENTS", 64 * 16 if whole else 0)
+    window = (2, 4, 4) if mutual else (1, 5, 8)
+    maps = _normal(11, *[(2, 2, 10, 16, 60) if not mutual else (1, 2, 8, 8, 60)] * 2)
+    biases = _normal(12, (60,), (60,))
+    tokens = int(np.prod(window))
+    [table] = _normal(13, (2, tokens, tokens))
+
+    def call(carries, implementation):
+        def attend(*biases):
+            qkv, other = (x + b for x, b in zip(maps, biases, strict=True))
+            carried = None
+            if carries:
+                qkv, other, carried = *(jax.lax.stop_gradient(a) for a in (qkv, other)), biases
+            return shifted_window_attention(
+                qkv,
+                table,
+                window=window,
+                shift=(0, 2, 2),
+                mutual=other if mutual else None,
+                carried=carried if mutual or carried is None else carried[:1],
+                scale=0.3,
+                implementation=implementation,
+            )
+
+        return _value_and_gradients(attend, biases)
+
+    wanted = call(False, "xla")
+    for implementation in ("xla", "interpret"):
+        found = call(True, implementation)
+        _assert_equal(found[: 3 if mutual else 2], wanted[: 3 if mutual else 2], 1e-5)
+
+
 @pytest.mark.parametrize(
     "size, window, shift",
     [((4, 16, 8), (2, 8, 8), (1, 4, 0)), ((3, 12, 8), (3, 4, 4), (0, 2, 2))],

@@ -7,7 +7,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.models.layers import Conv, GatedMlp, torch_uniform
+from vrtspike_jax.models.layers import Conv, GatedMlp, named_leaky_relu, torch_uniform
 from vrtspike_jax.ops import (
     deform_conv2d,
     flow_guided_deform_conv,
@@ -17,6 +17,8 @@ from vrtspike_jax.ops import (
 )
 from vrtspike_jax.ops.dispatch import without_cudnn
 
+# Name of what the convolutions of the sampling offsets return, for rematerialisation policies.
+OFFSET_FEATURES = "offset_features"
 # flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
 Flows = list[list[Float[Array, "b pairs h w 2"]]]
 
@@ -104,7 +106,7 @@ class FlowGuidedDeformConv(nn.Module):
         y = jnp.concatenate(warped + [target] + [f.astype(self.dtype) for f in flows], axis=-1)
         for i in range(3):
             y = Conv(self.dim, (3, 3), padding=1, dtype=self.dtype, name=f"conv_offset_{2 * i}")(y)
-            y = nn.leaky_relu(y, 0.1)
+            y = named_leaky_relu(y, OFFSET_FEATURES)
         x = jnp.concatenate(sources, axis=-1)
         weight = self.param("weight", torch_uniform, (3, 3, self.dim, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))

@@ -122,7 +122,8 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
     """Gradients of queries, keys and values of a whole window, and delta if there is a bias.
 
     Keys, values and their gradients stay in registers while tiles of queries pass by, so that
-    each exponential is taken once. The bias comes transposed.
+    each exponential is taken once. The bias comes transposed. With `plan.sums` the last output is
+    (2 * heads * dim, windows), the sums over tokens of the gradients of queries and of values.
     """
     q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
         refs, plan, biased, 6
@@ -136,7 +137,8 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
         k = keys.load(k_ref, keys.key_rows, columns[1])
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
-    def body(tile: Array, carry: list) -> list:
+    def body(tile: Array, state: tuple) -> tuple:
+        carry, dq_sum = state
         side = Side(plan, window, tile, region_ref)
         dout, delta = _delta(side, out_ref, dout_ref, plan.out_column + head * plan.dim)
         q = side.load_queries(q_ref, columns[0])
@@ -154,15 +156,23 @@ def window_kernel(*refs: Any, plan: Plan, biased: bool, packed: bool) -> None:
             dq += jnp.dot(ds.T, k, preferred_element_type=jnp.float32)
             result.append((dk, dv))
         if biased:
-            side.store_row(outputs[-1], head, delta)
+            side.store_row(outputs[1 if packed else 3], head, delta)
         side.store(dq_ref, side.query_rows, columns[0], dq * plan.scale)
-        return result
+        return result, dq_sum + dq if plan.sums else dq_sum
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    gradients = lax.fori_loop(0, plan.blocks, body, [(zeros, zeros)] * plan.blocks)
+    start = [(zeros, zeros)] * plan.blocks, zeros if plan.sums else None
+    gradients, dq_sum = lax.fori_loop(0, plan.blocks, body, start)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
+    if plan.sums:
+        # Tokens that do not exist have added nothing.
+        for i, total in enumerate((dq_sum * plan.scale, sum(dv for _, dv in gradients))):
+            channel = lax.iota(jnp.int32, total.shape[1])
+            address = outputs[-1].at[(i * plan.heads + head) * plan.dim + channel, window]
+            inside = None if total.shape[1] == plan.dim else channel < plan.dim
+            plgpu.store(address, jnp.sum(total, axis=0), mask=inside)
 
 
 def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
