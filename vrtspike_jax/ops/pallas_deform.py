@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops.deform_samples import TAPS, Plan, Samples, make_plan, pixel_tile
+from vrtspike_jax.ops.pallas_assembly import multiply_add
 from vrtspike_jax.ops.pallas_atomics import relaxed_add
 
 __all__ = ["Plan", "backward", "forward", "make_plan"]
@@ -131,17 +132,18 @@ def _input_kernel(*refs: Any, plan: Plan) -> None:
 def _raw_gradients(samples: Samples, products: list[Array]) -> list[Array]:
     """Gradients of offset y, x (before `raw`), then of the three parts of `raw`."""
     top_left, top_right, bottom_left, bottom_right = products
-    down, across, modulation = samples.down, samples.across, samples.modulation
-    left, right = bottom_left - top_left, bottom_right - top_right
+    plan, down, across = samples.plan, samples.down, samples.across
+    modulation = samples.modulation
     top, bottom = top_right - top_left, bottom_right - bottom_left
-    dy = modulation * (left + across * (right - left))
-    dx = modulation * (top + down * (bottom - top))
-    upper, lower = top_left + across * top, bottom_left + across * bottom
-    dmodulation = upper + down * (lower - upper)
-    if samples.plan.magnitude is None:
+    upper = multiply_add(across, top, top_left, plan.interpret)
+    lower = multiply_add(across, bottom, bottom_left, plan.interpret)
+    dy = modulation * (lower - upper)
+    dx = modulation * multiply_add(down, bottom - top, top, plan.interpret)
+    dmodulation = multiply_add(down, lower - upper, upper, plan.interpret)
+    if plan.magnitude is None:
         return [dy, dx, dy, dx, dmodulation]
-    slopes = [samples.plan.magnitude * (1 - t * t) for t in samples.tanh]
-    dmodulation *= modulation * (1 - modulation)
+    slopes = [plan.magnitude * multiply_add(-t, t, 1.0, plan.interpret) for t in samples.tanh]
+    dmodulation *= multiply_add(-modulation, modulation, modulation, plan.interpret)
     return [dy, dx, dy * slopes[0], dx * slopes[1], dmodulation]
 
 
