@@ -27,7 +27,7 @@ from vrtspike_jax.ops.pallas_atomics import relaxed_add
 __all__ = ["Plan", "backward", "forward", "make_plan"]
 
 # The filter's gradient splits the pixels among about this many programs for each tap and quad.
-WEIGHT_PARTS = 48
+WEIGHT_PARTS = 128
 # Features, at least, of a tile of the filter's gradient: the rows of a product that four warps make
 # together. Each warp on its own would compute all samples.
 WEIGHT_ROWS = 64
