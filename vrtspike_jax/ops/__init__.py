@@ -1,5 +1,6 @@
 """Differentiable operations that the models share, each with a plain reference."""
 
+from vrtspike_jax.ops.convolution import conv, conv_relu
 from vrtspike_jax.ops.deform_conv import (
     deform_conv2d,
     flow_guided_deform_conv,
@@ -8,13 +9,13 @@ from vrtspike_jax.ops.deform_conv import (
 )
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
-from vrtspike_jax.ops.half_conv import conv_relu
 from vrtspike_jax.ops.layer_norm import layer_norm
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
 from vrtspike_jax.ops.temporal_attention import temporal_attention
 from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
 
 __all__ = [
+    "conv",
     "conv_relu",
     "deform_conv2d",
     "flow_guided_deform_conv",
