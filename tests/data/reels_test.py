@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vrtspike_jax.data.config import default_data_config
-from vrtspike_jax.data.pipeline import train_iterator
+from vrtspike_jax.data.pipeline import eval_clips, train_iterator
 from vrtspike_jax.scenes.expose_jax import Pick, expose_reels
+from vrtspike_jax.spikes import trained_counts
 
 
 @pytest.fixture
@@ -79,6 +80,54 @@ def test_picks_become_a_batch(config):
         "spikes": ("uint8", (4, 3, 12, 12, 6)),
     }
     assert all(array.min() < array.max() for array in clips.values())
+
+
+def test_clips_draw_their_steps_and_nothing_else_changes(config):
+    plain = picks(train_iterator(config, seed=2), 50)
+    config.steps, config.scenes.render.exposure_steps = 22, (22, 22, 11, 2)
+    iterator = train_iterator(config, seed=2)
+    assert iterator.source.shape.choices == (2, 11, 22)
+    found = picks(iterator, 50)
+    shares = [(found["steps"] == s).mean() for s in (22, 11, 2)]
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.1)
+    for name, value in plain.items():
+        if name != "steps":
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(("steps", "found"), [(88, 30), (0, 44)])
+def test_steps_that_do_not_divide_those_of_the_config_are_refused(config, steps, found):
+    config.steps, config.scenes.render.exposure_steps = steps, (found,)
+    wanted = rf"exposure_steps: found {found}, wanted divisors of config\.data\.steps.* {steps}$"
+    for config.scenes.on_device in (True, False):
+        with pytest.raises(ValueError, match=wanted):
+            train_iterator(config, seed=0)
+
+
+def test_batches_of_the_host_hold_clips_of_different_steps(config):
+    config.steps, config.scenes.render.exposure_steps = 22, (22, 11, 2)
+    config.scenes.on_device, config.scenes.height, config.scenes.width = False, 24, 24
+    batches = []
+    for _ in range(2):
+        iterator = train_iterator(config, seed=4)
+        batches.append(next(iterator))
+        iterator.close()
+    spikes = batches[0]["spikes"]
+    assert spikes.dtype == np.float32 and spikes.shape == (4, 3, 12, 12, 6)
+    np.testing.assert_array_equal(spikes, batches[1]["spikes"])
+    source = iterator.source
+    for index, counts in zip(batches[0]["index"], spikes, strict=True):
+        raw = source[index]["spikes"]
+        assert raw.shape[1] in (22, 11, 2)
+        want = trained_counts(raw, 6, 22).sum((0, 1, 2, 3))
+        np.testing.assert_allclose(counts.sum(), want, rtol=1e-5)  # whatever the view
+    assert len({source[i]["spikes"].shape[1] for i in range(12)}) == 3
+
+
+def test_clips_to_score_have_all_steps_whatever_the_config_draws(config):
+    config.steps, config.scenes.render.exposure_steps = 30, (11, 22)
+    config.scenes.eval_clips = 3
+    assert {clip["spikes"].shape[1] for _, clip in eval_clips(config)} == {30}
 
 
 def test_whole_frames_cannot_be_cut(config):

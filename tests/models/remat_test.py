@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import drawn_params, normal
 
 from vrtspike_jax.models.attention import REMATS, TMSAG
+from vrtspike_jax.models.stages import Stage
 
 
 def _group(remat, kernels="xla", depth=1, unroll=False):
@@ -76,3 +78,24 @@ def test_unrolled_pairs_have_the_loop_s_parameters_results_and_gradients():
     assert jax.tree.leaves(looped[0]["pairs"])[0].shape[0] == 2
     for a, b in zip(jax.tree.leaves(unrolled), jax.tree.leaves(looped), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_light_keeps_the_features_before_the_offsets_of_warping_and_block_does_not():
+    x, flow = normal(0, 1, 2, 8, 8, 8), [normal(1, 1, 1, 8, 8, 2)]
+
+    def run(remat):
+        block = {"dim": 8, "num_heads": 2, "remat": remat}
+        stage = Stage(8, 1, 1.0, (2, 4, 4), block, "none", 2, 2, 10.0)
+        params = drawn_params(stage, x, flow, flow)
+
+        def loss(params):
+            return jnp.sum(jnp.sin(stage.apply({"params": params}, x, flow, flow)))
+
+        convolutions = str(jax.make_jaxpr(jax.grad(loss))(params)).count("conv_general_dilated[")
+        return convolutions, jax.jit(jax.grad(loss))(params)
+
+    (light, found), (block, gradients), (_, wanted) = map(run, ("light", "block", "none"))
+    assert light == block - 3
+    for gradient in (found, gradients):
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)

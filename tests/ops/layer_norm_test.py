@@ -95,6 +95,28 @@ def test_programs_that_walk_over_several_tiles_miss_none(rows):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_bias_that_the_input_carries_gets_the_gradient_of_one_that_is_added(scaled):
+    x, gamma, beta, weights, _ = arguments((3, 5, 20))
+    scale = jnp.array([0.0, 1.25, -2.0]) if scaled else None
+
+    def gradient(implementation):
+        def loss(bias):
+            carried = None if implementation is None else (bias, scale)
+            choice = implementation or "xla"
+            y, same = layer_norm(
+                x, gamma, beta, with_input=True, carried=carried, implementation=choice
+            )
+            if implementation is None:
+                same += bias if scale is None else scale[:, None, None] * bias
+            return jnp.sum(weights * jnp.sin(same) + y)
+
+        return jax.grad(loss)(jnp.zeros(20))
+
+    for implementation in ("interpret", "xla"):
+        np.testing.assert_allclose(gradient(implementation), gradient(None), rtol=1e-5, atol=1e-5)
+
+
 def test_the_result_may_have_another_dtype():
     x, gamma, beta, *_ = arguments((2, 5, 32))
 

@@ -50,10 +50,11 @@ def shifted_windows(mutual):
         options = {"window": (2, 4, 4), "shift": (0, 2, 2), "implementation": implementation}
         if mutual:
             options["mutual"] = args[1]
-        return ops.shifted_window_attention(args[0], args[-1], **options)
+        options["carried"] = args[2 + mutual :]
+        return ops.shifted_window_attention(args[0], args[1 + mutual], **options)
 
     maps = [normal(i, BATCH, 2, 8, 8, 96) for i in range(1 + mutual)]
-    return run, maps, [normal(3, 2, 32, 32)]
+    return run, maps, [normal(3, 2, 32, 32), *[normal(i, 96) for i in range(1 + mutual)]]
 
 
 def feed_forward(scaled):
@@ -67,11 +68,13 @@ def feed_forward(scaled):
 
 
 def normalised(with_input):
-    def run(x, *parameters, implementation):
-        out = ops.layer_norm(x, *parameters, None, with_input, implementation)
+    def run(x, scale, gamma, beta, bias, implementation):
+        carried = (bias, scale) if with_input else None
+        out = ops.layer_norm(x, gamma, beta, None, with_input, implementation, carried)
         return out[1] + out[0] if with_input else out
 
-    return run, [normal(0, BATCH, 3, 10, 32)], [normal(1, 32), normal(2, 32)]
+    split = [normal(0, BATCH, 3, 10, 32), normal(8, BATCH)]
+    return run, split, [normal(i, 32) for i in (1, 2, 3)]
 
 
 def warp(channels):

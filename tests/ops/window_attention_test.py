@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from lowering import lowered
 
 from vrtspike_jax.ops import (
     attention_tiles,
@@ -157,6 +158,43 @@ def test_kernels_read_shifted_windows_where_they_lie(mutual, whole, monkeypatch)
     _assert_equal(call("auto"), wanted, 1e-6)
 
 
+@pytest.mark.parametrize("mutual, whole", [(False, True), (True, True), (False, False)])
+def test_biases_that_attention_carries_get_the_gradients_of_those_that_are_added(
+    mutual, whole, monkeypatch
+):
+    # 10 channels a head, which a tile pads, and 40 tokens, of which the last tile lacks some.
+    monkeypatch.setattr(attention_tiles, "WHOLE_ELEMENTS", 64 * 16 if whole else 0)
+    window = (2, 4, 4) if mutual else (1, 5, 8)
+    maps = _normal(11, *[(2, 2, 10, 16, 60) if not mutual else (1, 2, 8, 8, 60)] * 2)
+    biases = _normal(12, (60,), (60,))
+    tokens = int(np.prod(window))
+    [table] = _normal(13, (2, tokens, tokens))
+
+    def call(carries, implementation):
+        def attend(*biases):
+            qkv, other = (x + b for x, b in zip(maps, biases, strict=True))
+            carried = None
+            if carries:
+                qkv, other, carried = *(jax.lax.stop_gradient(a) for a in (qkv, other)), biases
+            return shifted_window_attention(
+                qkv,
+                table,
+                window=window,
+                shift=(0, 2, 2),
+                mutual=other if mutual else None,
+                carried=carried if mutual or carried is None else carried[:1],
+                scale=0.3,
+                implementation=implementation,
+            )
+
+        return _value_and_gradients(attend, biases)
+
+    wanted = call(False, "xla")
+    for implementation in ("xla", "interpret"):
+        found = call(True, implementation)
+        _assert_equal(found[: 3 if mutual else 2], wanted[: 3 if mutual else 2], 1e-5)
+
+
 @pytest.mark.parametrize(
     "size, window, shift",
     [((4, 16, 8), (2, 8, 8), (1, 4, 0)), ((3, 12, 8), (3, 4, 4), (0, 2, 2))],
@@ -188,6 +226,31 @@ def test_mutual_halves_query_each_other_and_share_the_first_ones_regions():
     np.testing.assert_array_equal(place.query_rows, halves[:, ::-1].reshape(-1, 16))
     regions = np.asarray(half.region(*jnp.indices((half.windows, 16)))).reshape(-1, 2, 16)
     np.testing.assert_array_equal(regions[:, 0], regions[:, 1])
+
+
+@pytest.mark.parametrize("window", [(2, 4, 8), (2, 8, 8), (5, 8, 8), (6, 8, 8)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_kernels_are_lowered_for_cuda_and_left_out_for_tpus(platform, window):
+    mutual = window[0] == 2
+    qkv = jax.ShapeDtypeStruct((1, window[0], 8, 8, 48), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((1, *[int(np.prod(window))] * 2), jnp.float32)
+
+    def loss(qkv, bias, other):
+        out = shifted_window_attention(
+            qkv,
+            bias,
+            window=window,
+            shift=(0, 4, 4),
+            mutual=other if mutual else None,
+            implementation="pallas",
+        )
+        return out.astype(jnp.float32).sum(), out
+
+    run = jax.grad(loss, argnums=(0, 1, 2) if mutual else (0, 1), has_aux=True)
+    _, found = lowered(run, platform, qkv, bias, qkv)
+    # Forward, window and bias, and the former two again; of 384 tokens, queries and keys apart.
+    wanted = 5 if mutual else 4 if window[0] == 6 else 3
+    assert found == (wanted if platform == "cuda" else 0)
 
 
 def test_auto_exports_for_tpus_without_gpu_kernels():

@@ -115,7 +115,7 @@ def test_the_counts_of_a_finer_camera_are_averaged_to_the_size_of_training(setti
 def test_the_counts_of_a_camera_as_in_training_or_coarser_stay(camera):
     voxels = VoxelSettings(bins=2, spike_scale=(0.5, 0.5))
     counts = np.ones((*camera, 2), np.uint8)
-    assert voxels.adapt(counts, 8, (80, 96)) is counts
+    assert voxels.resize(counts, (80, 96)) is counts
 
 
 def test_tiles_and_clips_agree_with_the_whole():

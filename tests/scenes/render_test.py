@@ -12,6 +12,7 @@ from vrtspike_jax.scenes import (
     scene_options,
     spike_shape,
 )
+from vrtspike_jax.scenes.description import sample_cameras, stretched
 from vrtspike_jax.scenes.render import at_steps
 from vrtspike_jax.spikes import simulate, tfp
 
@@ -202,6 +203,30 @@ def test_spike_thresholds_are_drawn_from_their_range():
     assert high == pytest.approx(low / 2, rel=0.05)
 
 
+def test_stretches_of_a_range_are_equally_likely():
+    options = scene_options(threshold=(1.0, 1.0, 1.3, 4.0))
+    drawn = np.array([
+        sample_cameras(np.random.default_rng(seed), 9, options)["threshold"] for seed in range(900)
+    ])  # fmt: skip
+    shares = [(drawn == 1).mean(), ((drawn > 1) & (drawn <= 1.3)).mean(), (drawn > 1.3).mean()]
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.05)
+    assert 3.5 < drawn.max() <= 4
+    plain = np.random.default_rng(5)
+    two = stretched(np.random.default_rng(5), (0.25, 3.0))
+    assert two == plain.uniform(0.25, 3.0)  # as ever
+
+
+def test_fewer_steps_show_the_same_exposure_with_fewer_spikes():
+    whole, half = (
+        render_clip(3, **SMALL, **o) for o in ({}, {"exposure_steps": (SMALL["steps"] // 2,)})
+    )
+    for name in ("blur", "sharp"):
+        np.testing.assert_array_equal(whole[name], half[name])
+    assert half["spikes"].shape[1] * 2 == whole["spikes"].shape[1]
+    rates = [clip["spikes"].mean((0, 1)) for clip in (whole, half)]
+    np.testing.assert_allclose(*rates, atol=2 / half["spikes"][:, :, 0, 0].size)
+
+
 def test_spikes_come_from_the_public_simulator():
     scene, pictures = scene_and_pictures(1, threshold=(1.4, 1.4), dark_current=(0.02, 0.02))
     gray = np.stack([
@@ -231,11 +256,24 @@ def test_spikes_come_from_the_public_simulator():
         {"threshold": (0.0, 1.0)},
         {"still_camera": 1.5},
         {"max_subframes": 20},
+        {"threshold": (1.0, 3.0, 2.0)},
+        {"threshold": (1.0,)},
+        {"blur": (1.0, 2.0, 3.0)},
+        {"options": scene_options(exposure_steps=(44, 30))},
+        {"options": scene_options(exposure_steps=(176,))},
     ],
 )
 def test_bad_arguments_raise(arguments):
     with pytest.raises(ValueError, match="found"):
         render_clip(**{"seed": 0, "num_frames": 1, "height": 16, "width": 16, **arguments})
+
+
+@pytest.mark.parametrize("steps", [44, (44, 0), (True,), (22.0,), "44"])
+def test_steps_are_whole_numbers(steps):
+    with pytest.raises(
+        ValueError, match=r"scene option exposure_steps: found .*wanted whole numbers"
+    ):
+        scene_options(exposure_steps=steps)
 
 
 def test_an_unknown_option_is_named_with_the_nearest_known_one():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrtspike_jax.spikes import normalize_counts, voxel_counts, voxelize
+from vrtspike_jax.spikes import normalize_counts, trained_counts, voxel_counts, voxelize
 
 
 def random_spikes(shape, seed=0):
@@ -114,3 +114,20 @@ def test_normalising_stored_counts_equals_voxelizing():
 def test_bad_input_raises(call):
     with pytest.raises(ValueError, match="found"):
         call()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 8, 20])
+def test_counts_for_a_model_are_those_of_single_steps_added_up(steps):
+    """Counting is linear: what each step gives alone, weighed by its spikes."""
+    rng = np.random.default_rng(steps)
+    spikes = rng.integers(0, 2, (2, steps, 3, 4), np.uint8)
+    alone = trained_counts(np.eye(steps, dtype=np.uint8)[..., None], 4, 8)[:, 0]
+    want = np.einsum("tshw,sk->thwk", spikes, alone)
+    np.testing.assert_allclose(trained_counts(spikes, 4, 8), want, rtol=1e-6)
+    # A spike counts once, in a fast camera's recording less.
+    np.testing.assert_allclose(alone.sum(1), min(1, 8 / steps), rtol=1e-6)
+
+
+def test_counts_for_a_model_of_unknown_exposures_stay():
+    spikes = np.ones((3, 2, 2), np.uint8)
+    np.testing.assert_array_equal(trained_counts(spikes, 8, 0), voxel_counts(spikes, 8))

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from vrtspike_jax.spikes.voxel import voxel_counts
+from vrtspike_jax.spikes.voxel import trained_counts, voxel_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,12 @@ class View:
     turn: bool = False
 
     def apply(
-        self, blur: np.ndarray, sharp: np.ndarray, spikes: np.ndarray, bins: int
+        self,
+        blur: np.ndarray,
+        sharp: np.ndarray,
+        spikes: np.ndarray,
+        bins: int,
+        trained_steps: int = 0,
     ) -> dict[str, np.ndarray]:
         """Changes a clip and counts its spikes.
 
@@ -35,14 +40,20 @@ class View:
           blur, sharp: uint8 [T, H, W, 3].
           spikes: raw, uint8 [T, S, Hs, Ws].
           bins: time bins of an exposure, K.
+          trained_steps: where S differs from clip to clip, that of the model; see
+            `vrtspike_jax.spikes.trained_counts`.
 
         Returns:
-          `blur`, `sharp` as before (H and W swapped by a turn), and `spikes` as uint8 counts
-          [T, Hs, Ws, K].
+          `blur`, `sharp` as before (H and W swapped by a turn), and `spikes` as counts
+          [T, Hs, Ws, K], uint8, or float32 with `trained_steps`.
         """
         if self.reverse:
             blur, sharp, spikes = blur[::-1], sharp[::-1], spikes[::-1, ::-1]
-        counts = voxel_counts(spikes, bins)
+        if trained_steps:
+            # Of one type, as clips of any S go into a batch.
+            counts = trained_counts(spikes, bins, trained_steps).astype(np.float32)
+        else:
+            counts = voxel_counts(spikes, bins)
         return {
             "blur": self._move(blur),
             "sharp": self._move(sharp),

@@ -20,7 +20,8 @@ def model_inputs(
     A batch crosses from host to device as uint8, a quarter of the bytes of float32.
 
     Args:
-      batch: `blur`, `sharp` uint8 (..., T, H, W, 3) and `spikes` uint8 counts (..., T, Hs, Ws, K).
+      batch: `blur`, `sharp` uint8 (..., T, H, W, 3) and `spikes` counts (..., T, Hs, Ws, K),
+        uint8, or float32 where exposures have different steps.
       log: compress counts with log(1 + count), before mean and std.
       mean, std: normalisation of the voxels; `std` is positive.
 

@@ -23,13 +23,22 @@ class LoadClip:
       augmentation: what may be drawn.
       crop_size: side of the square crop in frame pixels; 0 keeps whole frames.
       bins: time bins of an exposure, K.
+      trained_steps: as in `View.apply`.
     """
 
-    def __init__(self, source: ClipSource, augmentation: Augmentation, crop_size: int, bins: int):
+    def __init__(
+        self,
+        source: ClipSource,
+        augmentation: Augmentation,
+        crop_size: int,
+        bins: int,
+        trained_steps: int = 0,
+    ):
         self._source = source
         self._augmentation = augmentation
         self._crop_size = crop_size
         self._bins = bins
+        self._trained_steps = trained_steps
 
     def __call__(self, index: int, rng: np.random.Generator) -> ClipArrays:
         """Loads clip `index`, or one in its place.
@@ -57,7 +66,7 @@ class LoadClip:
                 index = int(rng.integers(len(self._source)))
                 continue
             return {
-                **view.apply(**clip, bins=self._bins),
+                **view.apply(**clip, bins=self._bins, trained_steps=self._trained_steps),
                 "index": np.int64(index),
                 "skipped": skipped,
             }

@@ -21,19 +21,23 @@ def clip_shape(config: ml_collections.ConfigDict):
     """The `vrtspike_jax.scenes.expose_jax.ClipShape` of training clips cut from reels.
 
     Raises:
-      ValueError: no crop size.
+      ValueError: no crop size, or a scene option that makes no sense.
     """
+    from vrtspike_jax.scenes import scene_options
     from vrtspike_jax.scenes.expose_jax import ClipShape
 
     side = config.crop_size
     if not side:
         raise ValueError("config.data.crop_size is 0: config.data.scenes.on_device needs crops")
+    options = scene_options(**config.scenes.render.to_dict())
+    options.check_divisors(config.steps)
     return ClipShape(
         frames=config.clip_length,
         size=(side, side),
         spike_size=spike_size(side, side, tuple(config.spike_scale)),
         steps=config.steps or DEFAULT_STEPS,
         bins=config.voxel.bins,
+        choices=tuple(sorted(set(options.exposure_steps))),
     )
 
 

@@ -1,5 +1,7 @@
 """Clips rendered on the fly; nothing is read from disk."""
 
+import dataclasses
+
 import ml_collections
 
 from vrtspike_jax.data.clips import ClipArrays
@@ -28,15 +30,21 @@ class SceneClips:
         self._split = "eval" if held_out else "train"
         size, scale = (scenes.height, scenes.width), tuple(config.spike_scale)
         self._geometry = Geometry(size, spike_size(*size, scale))
+        options = scene_options(**scenes.render.to_dict())
+        if held_out:
+            options = dataclasses.replace(options, exposure_steps=())
+        options.check_divisors(config.steps)
+        # Steps that the spikes of a clip are counted for, where clips have different ones.
+        self.trained_steps = config.steps if options.exposure_steps else 0
         self._arguments = {
             "num_frames": config.clip_length,
             "height": scenes.height,
             "width": scenes.width,
             "spike_scale": scale,
             "split": self._split,
-            "options": scene_options(**scenes.render.to_dict()),
+            "options": options,
         }
-        check_media(self._split, self._arguments["options"])
+        check_media(self._split, options)
         if config.steps:
             self._arguments["steps"] = config.steps
 

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.models.layers import (
-    Dense,
     GatedMlpParameters,
     LayerNorm,
     LayerNormParameters,
+    Projection,
+    add_product,
 )
 from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.models.stored import apart
@@ -22,6 +24,8 @@ from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
 from vrtspike_jax.ops.window_layout import Size3
 
+# Name of a branch's residual sum, for rematerialisation policies.
+ATTENDED = "attended"
 REMATS = ("none", "light", "attn", "ffn", "block")
 
 
@@ -103,9 +107,19 @@ class WindowAttention(nn.Module):
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
-    def _project(self, x: Array, name: str) -> Array:
-        """Queries, keys and values, packed along the channels."""
-        return Dense(3 * self.dim, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x)
+    def setup(self) -> None:
+        spans = math.prod(2 * w - 1 for w in self.window_size)
+        self.relative_position_bias_table = self.param(
+            "relative_position_bias_table",
+            nn.initializers.truncated_normal(0.02),
+            (spans, self.num_heads),
+        )
+        # Queries, keys and values, packed along the channels.
+        sizes = self.dim, 3 * self.dim, self.qkv_bias, self.dtype
+        self.qkv_self = Projection(*sizes)
+        if self.mut_attn:
+            self.qkv_mut = Projection(*sizes)
+        self.proj = Projection(self.dim * (2 if self.mut_attn else 1), self.dim, dtype=self.dtype)
 
     def _position(self, x: Array, shift: Size3) -> Array:
         """Adds the sine encoding of each token's place in its window."""
@@ -116,32 +130,33 @@ class WindowAttention(nn.Module):
         tiles = x.reshape(b, t, h // height, height, w // width, width, c)
         return (tiles + encoding[:, None]).reshape(x.shape)
 
-    @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], window: Size3, shift: Size3
+        self,
+        x: Float[Array, "b t h w c"],
+        window: Size3,
+        shift: Size3,
+        scale: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b t h w c"]:
-        """Attends in windows of a map whose size they divide, after rolling it by -`shift`."""
-        n = math.prod(window)
-        spans = math.prod(2 * w - 1 for w in self.window_size)
-        table = self.param(
-            "relative_position_bias_table",
-            nn.initializers.truncated_normal(0.02),
-            (spans, self.num_heads),
-        )
-        bias = position_bias(table, self.window_size, n)
-        mutual = None
+        """Attends in windows of a map whose size they divide, after rolling it by -`shift`.
+
+        The results, multiplied by each sample's `scale`, contain the bias of `proj` as a constant.
+        """
+        table = self.relative_position_bias_table
+        mutual, carried = None, [self.qkv_self.bias]
         if self.mut_attn:
-            mutual = self._project(self._position(x, shift), "qkv_mut")
+            mutual = self.qkv_mut(self._position(x, shift))
+            carried.append(self.qkv_mut.bias)
         out = shifted_window_attention(
-            self._project(x, "qkv_self"),
-            bias,
+            self.qkv_self(x),
+            position_bias(table, self.window_size, math.prod(window)),
             window=window,
             shift=shift,
             mutual=mutual,
+            carried=tuple(carried) if self.qkv_bias else None,
             scale=self.qk_scale or (self.dim // self.num_heads) ** -0.5,
             implementation=self.kernels,
         )
-        return Dense(self.dim, dtype=self.dtype, name="proj")(out)
+        return self.proj(out, scale)
 
 
 class TMSA(nn.Module):
@@ -151,7 +166,8 @@ class TMSA(nn.Module):
         shifted: Whether windows are shifted by half their size.
         mlp_ratio: Width of the feed-forward layer over `dim`.
         remat: What the backward pass recomputes: "none", "attn", "ffn", "block" (both), or "light":
-            both, save for what the attention kernels return, so that these run once.
+            both, save for what the attention kernels return, so that these run once, and for the
+            residual sum of mutual attention.
         (others): as in `WindowAttention`.
     """
 
@@ -171,10 +187,6 @@ class TMSA(nn.Module):
         size = x.shape[1:4]
         shift = tuple(w // 2 if self.shifted else 0 for w in self.window_size)
         window, shift = clamp_window(size, self.window_size, shift)
-        norm = LayerNorm(without_cudnn(self.kernels), self.dtype, name="norm1")
-        x, original = norm(x, with_input=True)
-        padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
-        x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
         attention = WindowAttention(
             self.dim,
             self.window_size,
@@ -186,10 +198,13 @@ class TMSA(nn.Module):
             self.dtype,
             name="attn",
         )
-        x = attention(x, window, shift)[:, : size[0], : size[1], : size[2]]
-        if scale is not None:
-            x *= scale.reshape(-1, 1, 1, 1, 1).astype(x.dtype)
-        return original + x
+        norm = LayerNorm(without_cudnn(self.kernels), self.dtype, name="norm1")
+        x, original = norm(x, with_input=True, carried=(attention.proj.bias, scale))
+        padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
+        x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+        x = attention(x, window, shift, scale)
+        x = x[:, : size[0], : size[1], : size[2]]
+        return checkpoint_name(add_product(original, x), ATTENDED)
 
     def _feed_forward(self, x: Float[Array, "b t h w c"], scale: Array | None) -> Array:
         hidden = int(self.dim * self.mlp_ratio)
@@ -206,7 +221,10 @@ class TMSA(nn.Module):
         scales = (None, None) if scales is None else tuple(scales)
         attend, feed_forward = TMSA._attend, TMSA._feed_forward
         if self.remat == "light":
-            keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+            # With mutual attention, that sum takes longest for its bytes: windows of two frames pad
+            # maps of an odd number of frames, and cuBLAS cannot add to a part of a product.
+            names = (*SAVED_NAMES, ATTENDED) if self.mut_attn else SAVED_NAMES
+            keep = jax.checkpoint_policies.save_only_these_names(*names)
             return nn.remat(TMSA._both, policy=keep)(self, x, *scales)
         if self.remat in ("attn", "block"):
             attend = nn.remat(attend)

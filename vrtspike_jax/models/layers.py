@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import layer_norm
+from vrtspike_jax.ops.partition import splits_rows
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 # Jitted, because Flax traces it for each parameter of each call, to compare shapes.
@@ -18,6 +20,40 @@ torch_uniform = jax.jit(
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform)
 Conv = functools.partial(nn.Conv, kernel_init=torch_uniform)
 gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def named_leaky_relu(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+    """LeakyReLU of slope 0.1 whose result has a name, for rematerialisation policies.
+
+    Its derivative needs the result's sign alone, so that who keeps that can forget the input.
+    """
+    return jnp.where(x >= 0, x, 0.1 * x)
+
+
+def _leaky_relu_forward(x: Array, name: str) -> tuple[Array, Array]:
+    y = checkpoint_name(named_leaky_relu(x, name), name)
+    return y, y
+
+
+def _leaky_relu_backward(name: str, y: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(y >= 0, gradient, 0.1 * gradient),)
+
+
+named_leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
+
+
+def as_rows(x: Float[Array, "b ... c"]) -> Float[Array, "rows c"]:
+    """A map as rows of channels, unless devices share the rows of its images, which must remain."""
+    return x if splits_rows(x) else x.reshape(-1, x.shape[-1])
+
+
+def add_product(x: Float[Array, "b ... c"], y: Float[Array, "..."]) -> Float[Array, "b ... c"]:
+    """x + y, where y, a map or its rows, is a product of rows and x is needed afterwards too.
+
+    cuBLAS adds x then. Were it to add a map, it would do so in place, and the compiler copy x.
+    """
+    return (as_rows(x) + as_rows(y)).reshape(x.shape)
 
 
 class FrameConv(nn.Module):
@@ -84,12 +120,15 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "... c"], with_input: bool = False
+        self,
+        x: Float[Array, "... c"],
+        with_input: bool = False,
+        carried: tuple[Array, Array | None] | None = None,
     ) -> Float[Array, "... c"] | tuple[Array, Array]:
         """The normalised features; `with_input` with x, for a residual sum (see `layer_norm`)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.dtype, with_input, self.kernels)
+        return layer_norm(x, scale, bias, self.dtype, with_input, self.kernels, carried)
 
 
 class LayerNormParameters(nn.Module):
@@ -118,6 +157,61 @@ class DenseParameters(nn.Module):
         if not self.use_bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class ConvParameters(nn.Module):
+    """The parameters of a Conv layer, for operations that fuse it.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: Height and width of the kernel.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "kh kw c features"], Array]:
+        kernel = self.param("kernel", torch_uniform, (*self.kernel_size, inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Projection(nn.Module):
+    """Dense layer whose bias gets no gradient here, but from what carries it (`carried_bias`).
+
+    Attributes:
+        inputs: Input channels.
+        features: Output channels.
+        use_bias: Whether there is a bias.
+        dtype: Compute dtype.
+    """
+
+    inputs: int
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", torch_uniform, (self.inputs, self.features))
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def __call__(
+        self, x: Float[Array, "b ... inputs"], scale: Float[Array, " b"] | None = None
+    ) -> Float[Array, "b ... features"]:
+        """Projects features, and multiplies each sample by its `scale`, drawn and not learned."""
+        kernel, bias = self.kernel, self.bias
+        if scale is not None and len(scale) == 1:
+            # The compiler can then leave it to cuBLAS to add the bias, and what is added to this.
+            kernel, bias, scale = kernel * scale, None if bias is None else bias * scale, None
+        y = as_rows(x).astype(self.dtype) @ kernel.astype(self.dtype)
+        if bias is not None:
+            y += jax.lax.stop_gradient(bias.astype(self.dtype))
+        y = y.reshape(*x.shape[:-1], -1)
+        if scale is not None:
+            y *= scale.reshape(-1, *[1] * (x.ndim - 1)).astype(self.dtype)
+        return y
 
 
 class GatedMlpParameters(nn.Module):

@@ -5,8 +5,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.models.layers import Conv
-from vrtspike_jax.ops import flow_warp, resize_align_corners, resize_bilinear
+from vrtspike_jax.models.layers import Conv, ConvParameters
+from vrtspike_jax.ops import conv_relu, flow_warp, resize_align_corners, resize_bilinear
 
 LEVELS = 6
 SCALES = (1, 2, 4, 8)
@@ -16,12 +16,19 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class BasicModule(nn.Module):
-    """Five 7x7 convolutions from two images and a flow (8 channels) to a flow residual."""
+    """Five 7x7 convolutions from two images and a flow (8 channels) to a flow residual.
+
+    Attributes:
+        kernels: Implementation of `conv_relu`.
+    """
+
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 8"]) -> Float[Array, "n h w 2"]:
         for i, features in enumerate((32, 64, 32, 16)):
-            x = nn.relu(Conv(features, (7, 7), padding=3, name=f"basic_module_{2 * i}")(x))
+            parameters = ConvParameters(features, (7, 7), name=f"basic_module_{2 * i}")(x.shape[-1])
+            x = conv_relu(x, *parameters, self.kernels)
         # Untrained flow is no motion, rather than a random one.
         return Conv(2, (7, 7), padding=3, kernel_init=nn.initializers.zeros, name="basic_module_8")(
             x
@@ -29,7 +36,13 @@ class BasicModule(nn.Module):
 
 
 class SpyNet(nn.Module):
-    """Flow from a reference to a supporting image, always in float32."""
+    """Flow from a reference to a supporting image, always in float32.
+
+    Attributes:
+        kernels: Implementation of `conv_relu`; "xla" multiplies float32.
+    """
+
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(
@@ -60,7 +73,7 @@ class SpyNet(nn.Module):
             if level:
                 upsampled = 2 * resize_align_corners(upsampled, *ref.shape[1:3])
             warped = flow_warp(sup, upsampled, padding="border")
-            residual = BasicModule(name=f"basic_module_{level}")(
+            residual = BasicModule(self.kernels, name=f"basic_module_{level}")(
                 jnp.concatenate([ref, warped, upsampled], axis=-1)
             )
             upsampled = upsampled + residual

@@ -10,10 +10,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.attention import TMSAG
-from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm
+from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm, add_product, as_rows
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.sharing import apply_shared
-from vrtspike_jax.models.warping import ParallelWarping
+from vrtspike_jax.models.warping import OFFSET_FEATURES, ParallelWarping
 from vrtspike_jax.ops.deform_conv import SAVED_NAME
 
 
@@ -47,10 +47,15 @@ def mutual_blocks(depth: int, mul_attn_ratio: float) -> int:
     return int(depth * mul_attn_ratio)
 
 
-# The sampled features are a small part of what this keeps otherwise, and its dearest.
-_FrugalWarping = nn.remat(
-    ParallelWarping, policy=jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
-)
+def _frugal(*names: str) -> type[nn.Module]:
+    """Warping that keeps these arrays for the backward pass, and computes others again."""
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    return nn.remat(ParallelWarping, policy=policy)
+
+
+# The sampled features are a small part of what warping keeps otherwise, and its dearest; next are
+# the convolutions that lead to the offsets.
+_WARPINGS = {"block": _frugal(SAVED_NAME), "light": _frugal(SAVED_NAME, OFFSET_FEATURES)}
 
 
 class Stage(nn.Module):
@@ -103,12 +108,11 @@ class Stage(nn.Module):
             fields = len(range(self.depth)[blocks]), block, self.unroll
             group = TMSAG(*fields, name=f"residual_group{i}")
             y = group(x, None if scales is None else scales[blocks])
-            x = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")(y) + x
+            linear = Dense(self.dim, dtype=self.dtype, name=f"linear{i}")
+            x = add_product(x, linear(as_rows(y)))
         if not self.pa_frames:
             return x
-        warping = ParallelWarping
-        if self.block["remat"] in ("light", "block"):
-            warping = _FrugalWarping
+        warping = _WARPINGS.get(self.block["remat"], ParallelWarping)
         fields = self.dim, self.deformable_groups, self.max_residue_magnitude
         fields += self.kernels, self.dtype
         if self.is_initializing():
@@ -163,7 +167,8 @@ class RTMSA(nn.Module):
         self, x: Float[Array, "b t h w c"], scales: Float[Array, "depth 2 b"] | None = None
     ) -> Float[Array, "b t h w c"]:
         y = TMSAG(self.depth, self.block, self.unroll, name="residual_group")(x, scales)
-        return x + Dense(self.dim, dtype=self.dtype, name="linear")(y)
+        linear = Dense(self.dim, dtype=self.dtype, name="linear")
+        return add_product(x, linear(as_rows(y)))
 
 
 class Upsample(nn.Module):

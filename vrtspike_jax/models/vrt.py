@@ -21,6 +21,7 @@ from vrtspike_jax.models.warping import (
     split_directions,
 )
 from vrtspike_jax.ops import resize_bilinear
+from vrtspike_jax.ops.dispatch import without_cudnn
 
 # Scale (as a power of two) and reshaping of stages 1 to 7: an hourglass.
 STAGES = ((0, "none"), (1, "down"), (2, "down"), (3, "down"), (2, "up"), (1, "up"), (0, "up"))
@@ -180,7 +181,9 @@ class VRT(nn.Module):
             ]
             return still, still
         first, second = frames[:, :-1], frames[:, 1:]
-        flows = SpyNet(name="spynet")(
+        # A model in float32 multiplies float32 here, too.
+        half = self.dtype != jnp.float32
+        flows = SpyNet(without_cudnn(self.kernels) if half else "xla", name="spynet")(
             join_directions(first, second), join_directions(second, first)
         )
         flows = [split_directions(flow, b) for flow in flows]

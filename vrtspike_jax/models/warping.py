@@ -7,8 +7,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vrtspike_jax.models.layers import Conv, GatedMlp, torch_uniform
+from vrtspike_jax.models.layers import ConvParameters, GatedMlp, named_leaky_relu, torch_uniform
 from vrtspike_jax.ops import (
+    conv,
     deform_conv2d,
     flow_guided_deform_conv,
     flow_warp,
@@ -17,6 +18,8 @@ from vrtspike_jax.ops import (
 )
 from vrtspike_jax.ops.dispatch import without_cudnn
 
+# Name of what the convolutions of the sampling offsets return, for rematerialisation policies.
+OFFSET_FEATURES = "offset_features"
 # flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
 Flows = list[list[Float[Array, "b pairs h w 2"]]]
 
@@ -103,8 +106,9 @@ class FlowGuidedDeformConv(nn.Module):
         ]
         y = jnp.concatenate(warped + [target] + [f.astype(self.dtype) for f in flows], axis=-1)
         for i in range(3):
-            y = Conv(self.dim, (3, 3), padding=1, dtype=self.dtype, name=f"conv_offset_{2 * i}")(y)
-            y = nn.leaky_relu(y, 0.1)
+            parameters = ConvParameters(self.dim, (3, 3), name=f"conv_offset_{2 * i}")(y.shape[-1])
+            kernel, bias = (a.astype(self.dtype) for a in parameters)
+            y = named_leaky_relu(conv(y, kernel, kernels) + bias, OFFSET_FEATURES)
         x = jnp.concatenate(sources, axis=-1)
         weight = self.param("weight", torch_uniform, (3, 3, self.dim, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))
@@ -112,12 +116,13 @@ class FlowGuidedDeformConv(nn.Module):
         groups, last = self.deformable_groups, "conv_offset_6"
         if groups % len(flows) == 0:
             quad = quad_size(groups, len(flows), x.shape[-1])
-            y = ReorderedConv(tuple(raw_channels(groups, quad)), self.dtype, name=last)(y)
+            y = ReorderedConv(tuple(raw_channels(groups, quad)), kernels, self.dtype, name=last)(y)
             y = y.reshape(*y.shape[:3], groups // quad, 9, 3, quad)
             return flow_guided_deform_conv(
                 x, y, flow, weight, bias, self.max_residue_magnitude, kernels
             )
-        y = ReorderedConv(tuple(range(27 * groups)), self.dtype, name=last)(y).astype(jnp.float32)
+        order = tuple(range(27 * groups))
+        y = ReorderedConv(order, kernels, self.dtype, name=last)(y).astype(jnp.float32)
         residual = self.max_residue_magnitude * jnp.tanh(y[..., : 18 * groups])
         # As published, sources share the (group, tap) pairs evenly, even where they do not divide
         # the groups.
@@ -132,10 +137,12 @@ class ReorderedConv(nn.Module):
 
     Attributes:
         order: Which channel of the parameters each output channel is.
+        kernels: Implementation of `conv`.
         dtype: Compute dtype.
     """
 
     order: tuple[int, ...]
+    kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -144,13 +151,7 @@ class ReorderedConv(nn.Module):
         kernel = self.param("kernel", zeros, (3, 3, x.shape[-1], features))
         bias = self.param("bias", zeros, (features,))
         order = np.array(self.order)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel[..., order].astype(self.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = conv(x.astype(self.dtype), kernel[..., order].astype(self.dtype), self.kernels)
         return y + bias[order].astype(self.dtype)
 
 

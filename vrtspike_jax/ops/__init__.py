@@ -1,5 +1,6 @@
 """Differentiable operations that the models share, each with a plain reference."""
 
+from vrtspike_jax.ops.convolution import conv, conv_relu
 from vrtspike_jax.ops.deform_conv import (
     deform_conv2d,
     flow_guided_deform_conv,
@@ -14,6 +15,8 @@ from vrtspike_jax.ops.temporal_attention import temporal_attention
 from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
 
 __all__ = [
+    "conv",
+    "conv_relu",
     "deform_conv2d",
     "flow_guided_deform_conv",
     "flow_warp",

@@ -131,7 +131,8 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
     """Gradients of queries, keys and values of a whole window, and minus delta if there is a bias.
 
     Keys, values and their gradients stay in registers while tiles of queries pass by, so that
-    each exponential is taken once. The bias comes transposed.
+    each exponential is taken once. The bias comes transposed. With `plan.sums` the last output is
+    (2 * heads * dim, windows), the sums over tokens of the gradients of queries and of values.
     """
     q_ref, k_ref, v_ref, out_ref, dout_ref, lse_ref, bias_ref, region_ref, outputs = split(
         refs, plan, 6
@@ -148,7 +149,8 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
         k = keys.load(k_ref, keys.key_rows, columns[1], key_scale)
         loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
 
-    def body(tile: Array, carry: list) -> list:
+    def body(tile: Array, state: tuple) -> tuple:
+        carry, dq_sum = state
         side = Side(plan, window, tile, region_ref, size)
         dout, minus_delta = _minus_delta(side, out_ref, dout_ref, plan.out_column + head * plan.dim)
         q = side.load(q_ref, side.query_rows, columns[0], query_scale)
@@ -163,16 +165,28 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
             dq += jnp.dot(ds.T, key_side[1], preferred_element_type=jnp.float32)
             result.append((dk, dv))
         if plan.biased:
-            side.store_row(outputs[-1], head, minus_delta)
+            side.store_row(outputs[1 if packed else 3], head, minus_delta)
         side.store(dq_ref, side.query_rows, columns[0], dq * query_scale)
-        return result
+        return result, dq_sum + dq if plan.sums else dq_sum
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    start = [(zeros, zeros)] * plan.tiles(rows)
-    gradients = lax.fori_loop(0, plan.tiles(size), body, start)
+    start = [(zeros, zeros)] * plan.tiles(rows), zeros if plan.sums else None
+    gradients, dq_sum = lax.fori_loop(0, plan.tiles(size), body, start)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
+    if plan.sums:
+        totals = (dq_sum * query_scale, sum(dv for _, dv in gradients))
+        _store_sums(plan, outputs[-1], window, head, totals)
+
+
+def _store_sums(plan: Plan, ref: Any, window: Array, head: Array, totals: tuple) -> None:
+    """Stores sums over a window's tokens, of which those that do not exist have added nothing."""
+    for i, total in enumerate(totals):
+        channel = lax.iota(jnp.int32, total.shape[1])
+        address = ref.at[(i * plan.heads + head) * plan.dim + channel, window]
+        inside = None if total.shape[1] == plan.dim else channel < plan.dim
+        plgpu.store(address, jnp.sum(total, axis=0), mask=inside)
 
 
 def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:

@@ -58,6 +58,7 @@ class Plan:
         keys: Launch of the kernel for the gradients of keys and values.
         whole: Launch of the kernel for all three of them, which replaces both, or None.
         bias: Launch of the kernel for the bias.
+        sums: Whether the backward pass also sums the gradients of packed arrays over all tokens.
         compare_all: Compare the tokens' regions in all windows, even in those that hold one.
         interpret: Run on the CPU, for tests.
     """
@@ -75,6 +76,7 @@ class Plan:
     keys: Launch = Launch(group=1, warps=4, stages=3)
     whole: Launch | None = None
     bias: Launch = Launch(group=1, warps=4, stages=3)
+    sums: bool = False
     compare_all: bool = False
     interpret: bool = False
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops import carried_bias, dispatch
 from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
@@ -22,6 +22,7 @@ def layer_norm(
     dtype: jnp.dtype | None = None,
     with_input: bool = False,
     implementation: str = "auto",
+    carried: tuple[Float[Array, " c"], Float[Array, " b"] | None] | None = None,
 ) -> Float[Array, "b ... c"] | tuple[Float[Array, "b ... c"], Float[Array, "b ... c"]]:
     """LayerNorm over the last axis, with statistics in float32.
 
@@ -34,6 +35,8 @@ def layer_norm(
             pass adds the gradients of both uses where it makes them.
         implementation: "xla" is the reference. "pallas" has CUDA kernels. "auto" is "pallas"
             on CUDA GPUs and "xla" elsewhere; "interpret" runs the kernels on the CPU, for tests.
+        carried: With the input: the bias that ends f, where it is a constant (see `carried_bias`),
+            and f's factor for each sample, which gets no gradient, or None.
 
     Returns:
         The normalised features, or these and x.
@@ -50,6 +53,8 @@ def layer_norm(
             kernels = None
     if kernels is None:
         y = jax.checkpoint(_normalise)(x, gamma, beta).astype(dtype)
+        if carried is not None:
+            x = carried_bias.carry(x, *carried)
         return (y, x) if with_input else y
     rows = math.prod(x.shape[:-1])
     plan = kernels.make_plan(
@@ -58,7 +63,9 @@ def layer_norm(
         x.shape[-1],
         interpret=implementation == "interpret",
     )
-    out = _fused(plan, split, dtype, with_input, x, gamma, beta)
+    if carried is not None and carried[1] is None:
+        carried = carried[0], jnp.ones(x.shape[0], jnp.float32)
+    out = _fused(plan, split, dtype, with_input, x, (gamma, beta), carried)
     return out if with_input else out[0]
 
 
@@ -82,17 +89,18 @@ def _fused(
     dtype: jnp.dtype,
     with_input: bool,
     x: Array,
-    gamma: Array,
-    beta: Array,
+    parameters: tuple[Array, Array],
+    carried: tuple[Array, Array] | None,
 ) -> tuple[Array, ...]:
     """The result and, if asked for, x."""
-    y = _run_forward(plan, split, dtype, x, (gamma, beta))
+    del carried
+    y = _run_forward(plan, split, dtype, x, parameters)
     return (y, x) if with_input else (y,)
 
 
 def _fused_forward(
-    plan: Any, split: Split, dtype: jnp.dtype, with_input: bool, *arguments: Array
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    plan: Any, split: Split, dtype: jnp.dtype, with_input: bool, *arguments: Any
+) -> tuple[tuple[Array, ...], tuple]:
     return _fused(plan, split, dtype, with_input, *arguments), arguments
 
 
@@ -101,12 +109,15 @@ def _fused_backward(
     split: Split,
     dtype: jnp.dtype,
     with_input: bool,
-    saved: tuple[Array, ...],
+    saved: tuple,
     gradients: tuple[Array, ...],
-) -> tuple[Array, ...]:
-    x, *parameters = saved
-    dx, dparameters = _run_backward(plan, split, dtype, x, gradients, tuple(parameters))
-    return dx, *dparameters
+) -> tuple:
+    x, parameters, carried = saved
+    scale = None if carried is None else carried[1]
+    dx, dparameters, *total = _run_backward(plan, split, dtype, x, gradients, scale, parameters)
+    if carried is None:
+        return dx, dparameters, None
+    return dx, dparameters, (total[0].astype(carried[0].dtype), jnp.zeros_like(scale))
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
@@ -140,23 +151,30 @@ def _run_backward(
     dtype: jnp.dtype,
     x: Array,
     gradients: tuple[Array, ...],
+    scale: Array | None,
     parameters: tuple[Array, Array],
-) -> tuple[Array, tuple[Array, Array]]:
-    """Gradients of x and the parameters, from those of the result and of x where it came along."""
+) -> tuple:
+    """Gradients, from those of the result and of x where it came along.
+
+    Returns:
+        Gradients of x and of the parameters and, given a scale for each sample, the sum over rows
+        of it times the gradient of the x that came along.
+    """
     kernels = dispatch.kernels("pallas_norm")
 
-    def cuda(x: Array, gamma: Array, beta: Array, *gradients: Array) -> tuple:
+    def cuda(x: Array, parameters: tuple, gradients: tuple, scale: Array | None) -> tuple:
         flat, dy, *around = (a.reshape(-1, a.shape[-1]) for a in (x, *gradients))
-        dx, (dgamma, dbeta) = kernels.backward(plan, flat, dy, gamma, *around)
-        return dx.reshape(x.shape), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+        around += [] if scale is None else [scale]
+        dx, sums = kernels.backward(plan, flat, dy, parameters[0], *around)
+        dparameters = tuple(s.astype(p.dtype) for s, p in zip(sums, parameters, strict=False))
+        return dx.reshape(x.shape), dparameters, *sums[2:]
 
-    def otherwise(x: Array, gamma: Array, beta: Array, *gradients: Array) -> tuple:
+    def otherwise(x: Array, parameters: tuple, gradients: tuple, scale: Array | None) -> tuple:
         run = functools.partial(_reference, dtype, len(gradients) == 2)
-        return jax.vjp(run, x, gamma, beta)[1](gradients)
+        dx, *dparameters = jax.vjp(run, x, *parameters)[1](gradients)
+        total = [] if scale is None else [carried_bias.row_sum(gradients[1], scale)]
+        return dx, tuple(dparameters), *total
 
-    def run(x: Array, gradients: tuple[Array, ...], parameters: tuple[Array, Array]) -> tuple:
-        args = (x, *parameters, *gradients)
-        dx, *sums = dispatch.on_cuda(cuda, otherwise, *args, interpret=plan.interpret)
-        return dx, tuple(sums)
-
-    return split.over(run, (0, 0, None), (0, SUM))(x, gradients, parameters)
+    run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plan.interpret)
+    outputs = (0, SUM) if scale is None else (0, SUM, SUM)
+    return split.over(run, (0, None, 0, 0), outputs)(x, parameters, gradients, scale)

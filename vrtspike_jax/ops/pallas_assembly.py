@@ -1,6 +1,7 @@
 """PTX in Triton kernels, where neither Triton nor what follows it finds the short form."""
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
@@ -23,8 +24,9 @@ def assembly(code: str, *args: Array) -> Array:
     return result
 
 
-def multiply_add(a: Array, b: Array, c: Array, interpret: bool) -> Array:
-    """a * b + c in one instruction: of a product and a sum, none is made."""
+def multiply_add(a: Array | float, b: Array, c: Array | float, interpret: bool) -> Array:
+    """a * b + c in one instruction: of a product and a sum, none is made. a, c broadcast to b."""
     if interpret:
         return a * b + c
+    a, c = (jnp.broadcast_to(jnp.float32(term), b.shape) for term in (a, c))
     return assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)

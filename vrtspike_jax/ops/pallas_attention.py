@@ -47,6 +47,7 @@ from vrtspike_jax.ops.attention_tiles import (
     split,
     walk,
 )
+from vrtspike_jax.ops.carried_bias import row_sum
 from vrtspike_jax.ops.window_layout import PackedWindows
 
 __all__ = ["Launch", "Plan", "backward", "forward", "make_plan", "run_backward", "run_forward"]
@@ -182,7 +183,7 @@ def backward(
     regions: Int[Array, "windows n"] | None,
     residuals: tuple[Array, Array],
     dout: Array,
-) -> tuple[Any, Float[Array, "heads n n"] | None]:
+) -> tuple[Any, Float[Array, "heads n n"] | None, Float[Array, " c3"] | None]:
     """Gradients of `forward`.
 
     Args:
@@ -195,15 +196,16 @@ def backward(
 
     Returns:
         Gradients of queries, keys and values (one array if `arrays` is one packed array thrice)
-        and of the bias.
+        and of the bias; and, if the plan says so, the sum over rows of the former.
     """
     out, lse = residuals
     bias = _like(bias, arrays)
     gradients = _split_gradients if plan.whole is None else _whole_gradients
-    gradients, minus_delta = gradients(plan, arrays, bias, regions, out, dout, lse)
+    gradients, minus_delta, sums = gradients(plan, arrays, bias, regions, out, dout, lse)
     if bias is None:
-        return gradients, None
-    return gradients, _bias_gradient(plan, arrays, bias, regions, minus_delta, lse, dout)
+        return gradients, None, sums
+    dbias = _bias_gradient(plan, arrays, bias, regions, minus_delta, lse, dout)
+    return gradients, dbias, sums
 
 
 def _bias_gradient(
@@ -232,19 +234,28 @@ def _whole_gradients(
     out: Array,
     dout: Array,
     lse: Array,
-) -> tuple[Any, Array | None]:
-    """Gradients of `arrays`, by one kernel, and minus delta, which only that of the bias needs."""
+) -> tuple[Any, Array | None, Array | None]:
+    """Gradients of `arrays`, by one kernel, minus delta for that of the bias, and `plan.sums`."""
     packed = arrays[0] is arrays[1]
     transposed = _packed(bias, plan, plan.whole, transposed=True)
     kernel = functools.partial(window_kernel, plan=plan, packed=packed)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays[: 1 if packed else 3]]
     count = len(shapes)
     shapes += [_row_shape(plan)] if plan.biased else []
+    if plan.sums:
+        # Windows last: XLA sums along rows faster than down columns.
+        channels = plan.heads * plan.dim
+        shapes += [jax.ShapeDtypeStruct((2 * channels, plan.layout.windows), jnp.float32)]
     grid = (plan.layout.windows * plan.heads,)
     inputs = [*arrays, out, dout, lse, transposed, regions]
     results = _call(kernel, plan, plan.whole, grid, shapes, inputs)
     gradients = results[0] if packed else tuple(results[:count])
-    return gradients, results[-1] if plan.biased else None
+    minus_delta, sums = results[count] if plan.biased else None, None
+    if plan.sums:
+        dq, dv = jnp.split(jnp.sum(results[-1], axis=1), 2)
+        # What a bias of the keys adds to a query's logits, it adds to all of them: no gradient.
+        sums = jnp.concatenate([dq, jnp.zeros_like(dq), dv])
+    return gradients, minus_delta, sums
 
 
 def _split_gradients(
@@ -255,7 +266,7 @@ def _split_gradients(
     out: Array,
     dout: Array,
     lse: Array,
-) -> tuple[Any, Array]:
+) -> tuple[Any, Array, Array | None]:
     """As `_whole_gradients`, by one kernel for queries and one for keys and values."""
     packed = arrays[0] is arrays[1]
     group, grid = _grid(plan, plan.queries, plan.sizes(plan.queries)[0])
@@ -269,9 +280,10 @@ def _split_gradients(
     group, grid = _grid(plan, plan.keys, plan.sizes(plan.keys)[1])
     kernel = functools.partial(key_kernel, plan=plan, group=group, packed=packed)
     if not packed:
-        return (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs)), minus_delta
+        return (dq, *_call(kernel, plan, plan.keys, grid, like[1:], inputs)), minus_delta, None
     count = sum(a is not None for a in inputs)
-    return _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0}), minus_delta
+    gradient = _call(kernel, plan, plan.keys, grid, like[0], [*inputs, dq], {count: 0})
+    return gradient, minus_delta, row_sum(gradient) if plan.sums else None
 
 
 def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[Array, list]:
@@ -303,21 +315,22 @@ def run_forward(plans: tuple, arrays: tuple, bias: Any, regions: Any) -> tuple[A
 
 def run_backward(
     plans: tuple, arrays: tuple, bias: Any, regions: Any, out: Array, lses: list, dout: Array
-) -> tuple[tuple, Any]:
-    """`backward` on the arrays that the public operations take."""
+) -> tuple[tuple, Any, tuple]:
+    """`backward` on the arrays that the public operations take, with the sums of each plan."""
     if isinstance(plans[0].layout, PackedWindows):
         out, dout = _rows([out, dout])
-        gradients, dbias = backward(plans[0], _rows(arrays), bias, regions, (out, lses[0]), dout)
-        return tuple(g.reshape(arrays[0].shape) for g in gradients), dbias
+        gradients, dbias, _ = backward(plans[0], _rows(arrays), bias, regions, (out, lses[0]), dout)
+        return tuple(g.reshape(arrays[0].shape) for g in gradients), dbias, ()
     maps = _rows([a for a in arrays if a is not None])
     shape = arrays[0].shape
     out, dout = (a.reshape(-1, a.shape[-1]) for a in (out, dout))
-    gradients, dbias = [], None
+    gradients, dbias, sums = [], None, []
     for plan, packed, table, lse in zip(plans, maps, (bias, None), lses, strict=False):
-        gradient, dtable = backward(plan, (packed,) * 3, table, None, (out, lse), dout)
+        gradient, dtable, total = backward(plan, (packed,) * 3, table, None, (out, lse), dout)
         gradients.append(gradient.reshape(shape))
+        sums += [total] if plan.sums else []
         dbias = dtable if dbias is None else dbias
-    return tuple(gradients + [None] * (2 - len(gradients))), dbias
+    return tuple(gradients + [None] * (2 - len(gradients))), dbias, tuple(sums)
 
 
 def _rows(arrays: Any) -> list[Array]:

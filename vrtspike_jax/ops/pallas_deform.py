@@ -21,12 +21,16 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops.deform_samples import TAPS, Plan, Samples, make_plan, pixel_tile
+from vrtspike_jax.ops.pallas_assembly import multiply_add
 from vrtspike_jax.ops.pallas_atomics import relaxed_add
 
 __all__ = ["Plan", "backward", "forward", "make_plan"]
 
 # The filter's gradient splits the pixels among about this many programs for each tap and quad.
-WEIGHT_PARTS = 48
+WEIGHT_PARTS = 128
+# Features, at least, of a tile of the filter's gradient: the rows of a product that four warps make
+# together. Each warp on its own would compute all samples.
+WEIGHT_ROWS = 64
 
 
 def _split(refs: tuple, plan: Plan) -> tuple:
@@ -46,9 +50,14 @@ def _walk(plan: Plan, body: Any, carry: Any) -> Any:
     )
 
 
-def _feature_tile(ref: Any, flat: Array, plan: Plan) -> tuple[Any, Array | None]:
-    """Address and mask of a tile's output features, padded to a power of two."""
-    width = max(16, pl.next_power_of_2(plan.features))
+def _features(plan: Plan, least: int = 16) -> int:
+    """Output features, padded to a power of two."""
+    return max(least, pl.next_power_of_2(plan.features))
+
+
+def _feature_tile(ref: Any, flat: Array, plan: Plan, least: int = 16) -> tuple[Any, Array | None]:
+    """Address and mask of a tile's output features, padded as in `_features`."""
+    width = _features(plan, least)
     feature = jnp.arange(width, dtype=jnp.int32)
     mask = None
     if width != plan.features:
@@ -123,17 +132,18 @@ def _input_kernel(*refs: Any, plan: Plan) -> None:
 def _raw_gradients(samples: Samples, products: list[Array]) -> list[Array]:
     """Gradients of offset y, x (before `raw`), then of the three parts of `raw`."""
     top_left, top_right, bottom_left, bottom_right = products
-    down, across, modulation = samples.down, samples.across, samples.modulation
-    left, right = bottom_left - top_left, bottom_right - top_right
+    plan, down, across = samples.plan, samples.down, samples.across
+    modulation = samples.modulation
     top, bottom = top_right - top_left, bottom_right - bottom_left
-    dy = modulation * (left + across * (right - left))
-    dx = modulation * (top + down * (bottom - top))
-    upper, lower = top_left + across * top, bottom_left + across * bottom
-    dmodulation = upper + down * (lower - upper)
-    if samples.plan.magnitude is None:
+    upper = multiply_add(across, top, top_left, plan.interpret)
+    lower = multiply_add(across, bottom, bottom_left, plan.interpret)
+    dy = modulation * (lower - upper)
+    dx = modulation * multiply_add(down, bottom - top, top, plan.interpret)
+    dmodulation = multiply_add(down, lower - upper, upper, plan.interpret)
+    if plan.magnitude is None:
         return [dy, dx, dy, dx, dmodulation]
-    slopes = [samples.plan.magnitude * (1 - t * t) for t in samples.tanh]
-    dmodulation *= modulation * (1 - modulation)
+    slopes = [plan.magnitude * multiply_add(-t, t, 1.0, plan.interpret) for t in samples.tanh]
+    dmodulation *= multiply_add(-modulation, modulation, modulation, plan.interpret)
     return [dy, dx, dy * slopes[0], dx * slopes[1], dmodulation]
 
 
@@ -146,18 +156,20 @@ def _weight_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         lax.rem(pl.program_id(0), TAPS * plan.quads),
     )
     tap, quad = lax.div(step, plan.quads), lax.rem(step, plan.quads)
-    _, _, _, rows, columns = dweight_ref.shape
+    _, _, _, columns, features = dweight_ref.shape
 
     def body(i: Array, total: Array) -> Array:
         pixel = pixel_tile(plan, part * chunk + i)
-        address, mask = _feature_tile(dout_ref, pixel[0], plan)
+        address, mask = _feature_tile(dout_ref, pixel[0], plan, WEIGHT_ROWS)
         dout = plgpu.load(address, mask=mask, other=None if mask is None else 0)
         samples = Samples(plan, inputs, pixel, tap, quad).columns(dout.dtype)
-        return total + jnp.dot(samples.T, dout, preferred_element_type=jnp.float32)
+        # The transposed operand is the one that comes from memory. Of samples, XLA would transpose
+        # all that they are computed from, and then each warp compute every one of them.
+        return total + jnp.dot(dout.T, samples, preferred_element_type=jnp.float32)
 
-    total = lax.fori_loop(0, chunk, body, jnp.zeros((rows, columns), jnp.float32))
-    row, column = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
-    plgpu.store(dweight_ref.at[part, tap, quad, row[:, None], column[None, :]], total)
+    total = lax.fori_loop(0, chunk, body, jnp.zeros((features, columns), jnp.float32))
+    column, feature = (jnp.arange(size, dtype=jnp.int32) for size in (columns, features))
+    plgpu.store(dweight_ref.at[part, tap, quad, column[None, :], feature[:, None]], total)
 
 
 def _call(kernel: Any, plan: Plan, grid: int, shape: Any, arrays: list, **options: Any) -> Any:
@@ -185,7 +197,7 @@ def _group_major(x: Float[Array, "n h w c"], plan: Plan) -> Float[Array, "rows w
 
 def _pack_weight(weight: Float[Array, "9 c f"], plan: Plan) -> Float[Array, "9 quads rows columns"]:
     """The filter as the kernels read it."""
-    weight = _pad_last(weight, max(16, pl.next_power_of_2(plan.features)))
+    weight = _pad_last(weight, _features(plan))
     weight = weight.reshape(TAPS, plan.groups, plan.channels, -1)
     weight = jnp.pad(weight, [(0, 0), (0, 0), (0, plan.width - plan.channels), (0, 0)])
     return weight.reshape(TAPS, plan.quads, plan.quad * plan.width, -1)
@@ -242,8 +254,8 @@ def backward(
 
 def _weight_gradient(plan: Plan, inputs: list, weight: Array, dout: Array) -> Array:
     parts = next(d for d in range(min(WEIGHT_PARTS, plan.tiles), 0, -1) if plan.tiles % d == 0)
-    columns = max(16, pl.next_power_of_2(plan.features))
-    shape = (parts, TAPS, plan.quads, plan.quad * plan.width, columns)
+    features = _features(plan, WEIGHT_ROWS)
+    shape = (parts, TAPS, plan.quads, plan.quad * plan.width, features)
     dweight = _call(
         _weight_kernel,
         plan,
@@ -252,6 +264,6 @@ def _weight_gradient(plan: Plan, inputs: list, weight: Array, dout: Array) -> Ar
         [*inputs, dout],
         chunk=plan.tiles // parts,
     )
-    dweight = jnp.sum(dweight, axis=0).reshape(TAPS, plan.groups, plan.width, columns)
+    dweight = jnp.sum(dweight, axis=0).reshape(TAPS, plan.groups, plan.width, features)
     dweight = dweight[:, :, : plan.channels, : plan.features].reshape(weight.shape)
     return dweight.astype(weight.dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from vrtspike_jax.ops import dispatch
+from vrtspike_jax.ops import carried_bias, dispatch
 from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch
 from vrtspike_jax.ops.window_layout import (
     OTHER_REGION,
@@ -117,7 +117,7 @@ def window_attention(
         shifted=regions is not None,
         interpret=implementation == "interpret",
     )
-    return _fused((plan,), split, attention_reference, (q, k, v), _float32(bias), regions)
+    return _fused((plan,), split, attention_reference, (q, k, v), _float32(bias), regions, ())
 
 
 def shifted_window_attention(
@@ -127,6 +127,7 @@ def shifted_window_attention(
     window: Size3,
     shift: Size3,
     mutual: Float[Array, "b t h w c3"] | None = None,
+    carried: tuple[Float[Array, " c3"], ...] | None = None,
     scale: float = 1.0,
     implementation: str = "auto",
 ) -> Float[Array, "b t h w c_out"]:
@@ -143,6 +144,8 @@ def shifted_window_attention(
         shift: Cyclic shift along T, H, W.
         mutual: Queries, keys and values for mutual attention between the two halves of a window's
             frames, without bias (VRT eq. 2), or None.
+        carried: The bias that `qkv` contains and, with `mutual`, the one that that contains, where
+            they are constants to what added them (see `carried_bias`); or None.
         scale: Factor of the queries.
         implementation: As in `window_attention`.
 
@@ -162,6 +165,9 @@ def shifted_window_attention(
     tokens = math.prod(window)
     # The kernels' mutual attention needs whole tiles in each half.
     if kernels is None or (mutual is not None and (window[0] % 2 or tokens % 32)):
+        if carried is not None:
+            qkv = carried_bias.carry(qkv, carried[0])
+            mutual = mutual if mutual is None else carried_bias.carry(mutual, carried[1])
         return reference(qkv, mutual, bias, implementation=implementation)
     channels = qkv.shape[-1] // 3
     split = split_batch("shifted_window_attention", qkv.shape[0], qkv)
@@ -173,6 +179,7 @@ def shifted_window_attention(
         shifted=any(shift),
         columns=(0, channels, 2 * channels),
         scale=float(scale),
+        sums=carried is not None,
         interpret=implementation == "interpret",
     )
     layout = FrameWindows(batch, size, window, shift)
@@ -181,7 +188,8 @@ def shifted_window_attention(
     else:
         half = FrameWindows(batch, size, window, shift, mutual=True)
         plans = (make(layout, biased=True, out_column=channels), make(half))
-    return _fused(plans, split, reference, (qkv, mutual), _float32(bias), None)
+    carried = () if carried is None else tuple(carried)
+    return _fused(plans, split, reference, (qkv, mutual), _float32(bias), None, carried)
 
 
 def _float32(bias: Array | None) -> Array | None:
@@ -244,13 +252,14 @@ def _fused(
     arrays: tuple,
     bias: Array | None,
     regions: Array | None,
+    carried: tuple,
 ) -> Array:
     """Attention by kernels on CUDA and by `reference` elsewhere; the choice falls at lowering.
 
     The derivative is defined here, around the choice, so that the arrays which it keeps are the
     same on all platforms. Elsewhere than on CUDA it recomputes the logits.
     """
-    return _fused_forward(plans, split, reference, arrays, bias, regions)[0]
+    return _fused_forward(plans, split, reference, arrays, bias, regions, carried)[0]
 
 
 def _fused_forward(
@@ -260,18 +269,21 @@ def _fused_forward(
     arrays: tuple,
     bias: Array | None,
     regions: Array | None,
+    carried: tuple,
 ) -> tuple[Array, tuple]:
     out, lse = _run_forward(plans, split, reference, arrays, bias, regions)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
-    return out, (arrays, bias, regions, out, lse)
+    return out, ((arrays, bias, regions, out, lse), carried)
 
 
 def _fused_backward(
     plans: tuple, split: Split, reference: Callable, saved: tuple, dout: Array
 ) -> tuple:
-    gradients, dbias = _run_backward(plans, split, reference, *saved, dout)
-    return gradients, dbias, None
+    saved, carried = saved
+    gradients, dbias, sums = _run_backward(plans, split, reference, *saved, dout)
+    dcarried = tuple(total.astype(c.dtype) for total, c in zip(sums, carried, strict=True))
+    return gradients, dbias, None, dcarried
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
@@ -293,12 +305,16 @@ def _run_forward(plans: tuple, split: Split, reference: Callable, *args: Any) ->
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_backward(
     plans: tuple, split: Split, reference: Callable, *args: Any
-) -> tuple[Any, Array | None]:
+) -> tuple[Any, Array | None, tuple]:
+    """Gradients of the arrays and of the bias, and the former's sums if the plans say so."""
+
     def otherwise(arrays: tuple, bias: Array | None, regions: Array | None, *rest: Any) -> tuple:
         _, pull = jax.vjp(lambda a, b: reference(*a, b, regions), arrays, bias)
-        return pull(rest[-1])
+        gradients, dbias = pull(rest[-1])
+        summed = gradients[: len(plans)] if plans[0].sums else ()
+        return gradients, dbias, tuple(carried_bias.row_sum(g) for g in summed)
 
     kernels = dispatch.kernels("pallas_attention")
     cuda = functools.partial(kernels.run_backward, plans)
     run = functools.partial(dispatch.on_cuda, cuda, otherwise, interpret=plans[0].interpret)
-    return split.over(run, (0, None, None, 0, 1, 0), (0, SUM))(*args)
+    return split.over(run, (0, None, None, 0, 1, 0), (0, SUM, SUM))(*args)

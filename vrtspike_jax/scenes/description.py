@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from vrtspike_jax.scenes.motion import project, random_motion
-from vrtspike_jax.scenes.options import SceneOptions
+from vrtspike_jax.scenes.options import CAMERAS, SceneOptions, Stretches
 from vrtspike_jax.scenes.shapes import random_mask
 from vrtspike_jax.scenes.textures import SPLITS, cut, random_texture, recolored, turned
 
@@ -45,6 +45,7 @@ class Shot:
       gain: of the frame camera.
       frame_noise, threshold, dark_current, spike_noise, threshold_spread: see `SceneOptions`.
       noise_seed: seeds the cameras' noise.
+      steps: spike steps of each exposure; 0: as many as other clips have.
     """
 
     height: int
@@ -59,6 +60,7 @@ class Shot:
     spike_noise: float
     threshold_spread: float
     noise_seed: int
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,16 +81,19 @@ def sample_cameras(
     rng: np.random.Generator, subframes: int, options: SceneOptions
 ) -> dict[str, int | float]:
     """Draws the fields of `Shot` that are the cameras'."""
-    return {
-        "shutter": odd(rng.uniform(*options.shutter) * subframes, subframes),
-        "gain": float(rng.uniform(*options.gain)),
-        "frame_noise": float(rng.uniform(*options.frame_noise)),
-        "threshold": float(rng.uniform(*options.threshold)),
-        "dark_current": float(rng.uniform(*options.dark_current)),
-        "spike_noise": float(rng.uniform(*options.spike_noise)),
-        "threshold_spread": float(rng.uniform(*options.threshold_spread)),
-        "noise_seed": int(rng.integers(2**62)),
-    }
+    cameras = {name: stretched(rng, getattr(options, name)) for name in CAMERAS}
+    cameras["shutter"] = odd(cameras["shutter"] * subframes, subframes)
+    cameras["noise_seed"] = int(rng.integers(2**62))
+    # Last, so that the choice leaves everything else as it was.
+    choices = options.exposure_steps
+    return cameras | {"steps": choices[int(rng.integers(len(choices)))] if choices else 0}
+
+
+def stretched(rng: np.random.Generator, values: Stretches) -> float:
+    """Draws from one of the stretches between neighbouring numbers, each as likely; see options."""
+    place = rng.uniform(0, len(values) - 1)
+    i = min(int(place), len(values) - 2)
+    return float(values[i] + (place - i) * (values[i + 1] - values[i]))
 
 
 def check_shot(seed: int, num_frames: int, height: int, width: int, split: str) -> None:

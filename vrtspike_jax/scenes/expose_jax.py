@@ -4,18 +4,20 @@ What `vrtspike_jax.scenes.films` does with OpenCV, one clip after the other, as 
 a whole batch: shrinking is a product with the overlaps of old and new pixels, the shutter one with
 the frames it lets in. The spike camera needs no steps. With a current of at most the threshold,
 integrate-and-fire has fired floor((start + light so far) / threshold) spikes at any time, so that
-the light at the edges of the bins is all that has to be known.
+the light at the edges of the bins is all that has to be known. A camera with fewer steps than bins
+fires for as many stretches as it has steps, and one more product shares them among the bins.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
-from vrtspike_jax.spikes.voxel import MAX_COUNT, bin_edges
+from vrtspike_jax.spikes.voxel import MAX_COUNT, bin_edges, repeats_and_scale, trained_counts
 
 _GRAY = (0.299, 0.587, 0.114)
 _EXACT = jax.lax.Precision.HIGHEST
@@ -23,13 +25,17 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class ClipShape:
-    """Sizes of the clips: exposures T, height and width of frames and spikes, steps S, bins K."""
+    """Sizes of the clips: exposures T, height and width of frames and spikes, steps S, bins K.
+
+    `choices` are the divisors of S that clips may have as steps of their exposures; (): all have S.
+    """
 
     frames: int
     size: tuple[int, int]
     spike_size: tuple[int, int]
     steps: int
     bins: int
+    choices: tuple[int, ...] = ()
 
 
 class Pick(NamedTuple):
@@ -47,6 +53,7 @@ class Pick(NamedTuple):
         in `vrtspike_jax.scenes.SceneOptions`.
       shutter: frames that the frame camera sees, odd; the middle ones.
       noise_seed: uint32, of the cameras' noise.
+      steps: of each exposure; one of the shape's `choices`, if there are any.
     """
 
     reel: Int[Array, "..."]
@@ -67,11 +74,12 @@ class Pick(NamedTuple):
     spike_noise: Float[Array, "..."]
     threshold_spread: Float[Array, "..."]
     noise_seed: Array
+    steps: Int[Array, "..."]
 
 
 def expose_reels(
     pictures: UInt8[Array, "M N side side 3"], picks: Pick, shape: ClipShape
-) -> dict[str, UInt8[Array, "..."]]:
+) -> dict[str, Num[Array, "..."]]:
     """Cuts and exposes a batch of clips.
 
     Args:
@@ -80,14 +88,15 @@ def expose_reels(
       shape: the clips' sizes. Frames are square if `turn` may be true.
 
     Returns:
-      `blur`, `sharp` uint8 [B, T, H, W, 3] and `spikes`, uint8 counts [B, T, Hs, Ws, K].
+      `blur`, `sharp` uint8 [B, T, H, W, 3] and `spikes`, counts [B, T, Hs, Ws, K], uint8, or
+      float32 where clips may have fewer steps than bins; see `vrtspike_jax.spikes.trained_counts`.
     """
     return jax.vmap(lambda pick: _expose(pictures, pick, shape))(picks)
 
 
 def _expose(pictures: Array, pick: Pick, shape: ClipShape) -> dict[str, Array]:
     film = _cut(pictures[pick.reel], pick, shape.size)
-    pattern, phase, walk, grain = jax.random.split(jax.random.key(pick.noise_seed, impl="rbg"), 4)
+    *spike_keys, grain = jax.random.split(jax.random.key(pick.noise_seed, impl="rbg"), 4)
     length = shape.frames * pick.exposure
 
     def to_reel(places: Array) -> Array:
@@ -109,9 +118,30 @@ def _expose(pictures: Array, pick: Pick, shape: ClipShape) -> dict[str, Array]:
     places = (jnp.arange(steps) + 0.5) * (pick.exposure / shape.steps) - 0.5
     places = to_reel(jnp.clip(places, 0, length - 1))
     between = jnp.maximum(0, 1 - jnp.abs(places[:, None] - frame))
-    edges = _edges(shape)
-    summed = jnp.concatenate([jnp.zeros((1, len(frame))), jnp.cumsum(between, axis=0)])[edges]
-    light = jnp.einsum("en,nij->eij", summed, gray, precision=_EXACT)
+    spikes = _fire(gray, between, pick, shape, spike_keys)
+    sharp = film[middle] * pick.gain
+    return {"blur": _to_uint8(blur), "sharp": _to_uint8(sharp), "spikes": spikes}
+
+
+def _fire(
+    gray: Float[Array, "N h w"],
+    between: Float[Array, "M N"],
+    pick: Pick,
+    shape: ClipShape,
+    keys: Sequence[Array],
+) -> Num[Array, "T h w K"]:
+    """Counts of a clip; `between` are the shares of its frames in each of T * S steps."""
+    pattern, phase, walk = keys
+    choices = np.array(shape.choices or [shape.steps])
+    which = jnp.argmax(choices == pick.steps) if shape.choices else 0
+    tables = [_stretches(shape, int(steps)) for steps in choices]
+    edges, shares = (np.stack(table) for table in zip(*tables, strict=True))
+    shared = (shares != np.eye(shape.bins)).any()
+    # Each step of the clip's own gathers the mean light of so many of the S.
+    ratio = jnp.asarray(shape.steps // choices)[which]
+    edges = jnp.asarray(edges)[which]
+    summed = jnp.concatenate([jnp.zeros((1, gray.shape[0])), jnp.cumsum(between, axis=0)])
+    light = jnp.einsum("en,nij->eij", summed[edges * ratio] / ratio, gray, precision=_EXACT)
     spread = 1 + pick.threshold_spread * jax.random.normal(pattern, gray.shape[1:])
     counts = count_spikes(
         light + pick.dark_current * edges[:, None, None],
@@ -120,14 +150,16 @@ def _expose(pictures: Array, pick: Pick, shape: ClipShape) -> dict[str, Array]:
         jax.random.uniform(phase, gray.shape[1:]),
         pick.spike_noise * jax.random.normal(walk, light[1:].shape),
     )
-    counts = counts.reshape(shape.frames, shape.bins, *shape.spike_size).transpose(0, 2, 3, 1)
-    sharp = film[middle] * pick.gain
-    return {"blur": _to_uint8(blur), "sharp": _to_uint8(sharp), "spikes": counts}
+    counts = counts.reshape(shape.frames, shape.bins, *shape.spike_size)
+    if not shared:
+        return counts.transpose(0, 2, 3, 1)
+    shares = jnp.asarray(shares, jnp.float32)[which]
+    return jnp.einsum("tghw,gk->thwk", counts.astype(jnp.float32), shares, precision=_EXACT)
 
 
 def count_spikes(
     light: Float[Array, "E h w"],
-    edges: Int[np.ndarray, "E"],
+    edges: Int[Array, "E"] | Int[np.ndarray, "E"],
     threshold: Float[Array, "h w"],
     phase: Float[Array, "h w"],
     noise: Float[Array, "B h w"],
@@ -135,7 +167,8 @@ def count_spikes(
     """Spikes between edges, of a camera that integrates and fires.
 
     Args:
-      light: gathered up to each edge, in units of white times steps; at most the threshold a step.
+      light: gathered up to each edge, in units of white times steps; on average at most the
+        threshold a step.
       edges: steps before each edge, from 0; B + 1 of them.
       threshold: of each pixel.
       phase: what the accumulators hold at first, as a share of the threshold, 0..1.
@@ -145,18 +178,33 @@ def count_spikes(
     Returns:
       The spikes of each bin.
     """
-    steps = np.diff(edges)[:, None, None]
-    light = light.at[1:].add(jnp.cumsum(noise * np.sqrt(steps), axis=0))
+    edges = jnp.asarray(edges)[:, None, None]
+    light = light.at[1:].add(jnp.cumsum(noise * jnp.sqrt(jnp.diff(edges, axis=0)), axis=0))
     # Noise takes light away, but never a spike that has been fired.
     fired = jax.lax.cummax(jnp.floor(light / threshold + phase), axis=0)
-    return jnp.clip(jnp.diff(fired, axis=0), 0, np.minimum(steps, MAX_COUNT)).astype(jnp.uint8)
+    # No step fires twice; what is due then waits for the next steps.
+    fired = edges + jax.lax.cummin(fired - edges, axis=0)
+    return jnp.minimum(jnp.diff(fired, axis=0), MAX_COUNT).astype(jnp.uint8)
 
 
-def _edges(shape: ClipShape) -> Int[np.ndarray, "E"]:
-    """Steps before the edges of all bins of a clip."""
-    one = bin_edges(shape.steps, shape.bins)
-    starts = np.arange(shape.frames)[:, None] * shape.steps
-    return np.append((starts + one[:-1]).ravel(), shape.frames * shape.steps)
+def _stretches(
+    shape: ClipShape, steps: int
+) -> tuple[Int[np.ndarray, "E"], Float32[np.ndarray, "K K"]]:
+    """How a clip of exposures of `steps` steps is counted: in K stretches each, whatever `steps`.
+
+    Returns:
+      Steps before the edges of all stretches of the clip, T * K + 1; and what each stretch of an
+      exposure (first axis) gives to each bin. Stretches are the bins or, where steps are shared
+      among bins, the steps themselves, followed by empty ones.
+    """
+    firsts, shares = bin_edges(steps, shape.bins)[:-1], np.eye(shape.bins, dtype=np.float32)
+    if repeats_and_scale(steps, shape.bins, shape.steps)[0] > 1:
+        firsts, shares = np.minimum(np.arange(shape.bins), steps), np.zeros_like(shares)
+        # Counting is linear: each step for itself, as pixels of a picture.
+        alone = np.eye(steps, dtype=np.uint8)[..., None]
+        shares[:steps] = trained_counts(alone, shape.bins, shape.steps)[:, 0]
+    starts = np.arange(shape.frames)[:, None] * steps
+    return np.append((starts + firsts).ravel(), shape.frames * steps), shares
 
 
 def _cut(

@@ -6,6 +6,15 @@ import os
 from vrtspike_jax.names import suggestion
 
 Range = tuple[float, float]
+# Numbers from least to most, 2 or more: each stretch between neighbours is as likely as any other,
+# and even within. (1, 1.3) is a plain range; (1, 1, 1.3, 4) is 1 in a third of the clips, and
+# above 1.3 in another.
+Stretches = tuple[float, ...]
+# Options that are `Stretches`.
+CAMERAS = (
+    *("shutter", "gain", "frame_noise"),
+    *("threshold", "dark_current", "spike_noise", "threshold_spread"),
+)
 _PATHS = ("photographs", "eval_photographs", "films", "eval_films")
 
 
@@ -15,7 +24,8 @@ class SceneOptions:
 
     The defaults follow the protocol of the GoPro + spike set in everything that concerns the
     cameras: the shutter is open all the time, gray levels drive the spikes as they are, the firing
-    threshold is 1, and nothing is noisy.
+    threshold is 1, and nothing is noisy. Ranges of the cameras may have more than two numbers, see
+    `Stretches`.
     """
 
     # Motion: length of the path of a point in one exposure, in frame pixels; drawn on a log scale
@@ -62,22 +72,27 @@ class SceneOptions:
     film_shrink: Range = (1.0, 2.0)
 
     # The frame camera. Its gain relative to the spike camera; what exceeds white is cut.
-    gain: Range = (1.0, 1.0)
+    gain: Stretches = (1.0, 1.0)
     # Share of the time between frames during which the shutter is open, centred; above 0, up to 1.
-    shutter: Range = (1.0, 1.0)
+    shutter: Stretches = (1.0, 1.0)
     # Largest change of the light on the scene in the course of a clip, 0..1: dims both cameras.
     light_change: float = 0.0
     # Standard deviation of normal noise on blurred frames, in units of white.
-    frame_noise: Range = (0.0, 0.0)
+    frame_noise: Stretches = (0.0, 0.0)
 
     # The spike camera: threshold, in units of white times steps.
-    threshold: Range = (1.0, 1.0)
+    threshold: Stretches = (1.0, 1.0)
     # What a pixel gathers each step without light, in units of white.
-    dark_current: Range = (0.0, 0.0)
+    dark_current: Stretches = (0.0, 0.0)
     # Standard deviation of normal noise on what a pixel gathers each step, in units of white.
-    spike_noise: Range = (0.0, 0.0)
+    spike_noise: Stretches = (0.0, 0.0)
     # Relative standard deviation of the thresholds of single pixels.
-    threshold_spread: Range = (0.0, 0.0)
+    threshold_spread: Stretches = (0.0, 0.0)
+    # Steps of each exposure of a clip: divisors of what other clips have (`config.data.steps`),
+    # each as likely as any other; to weigh one, repeat it. A step gathers the mean of the light of
+    # those it stands for, so that fewer spikes tell of an exposure. Empty: always all. Clips for
+    # scoring have all.
+    exposure_steps: tuple[int, ...] = ()
 
     # Rendering: at most this many frame pixels of motion between sub-frames, unless
     # `max_subframes` (odd) is reached.
@@ -94,7 +109,19 @@ class SceneOptions:
                 paths = (value,) if isinstance(value, str) else value
                 object.__setattr__(self, field.name, tuple(os.fspath(p) for p in paths))
                 continue
+            if field.name == "exposure_steps":
+                _check_steps(value)
+                continue
             _check(field.name, value, isinstance(field.default, tuple))
+
+    def check_divisors(self, steps: int) -> None:
+        """Raises ValueError if an exposure of `steps` steps cannot have `exposure_steps`."""
+        for found in self.exposure_steps:
+            if not steps or steps % found:
+                raise ValueError(
+                    f"scene option exposure_steps: found {found}, wanted divisors of "
+                    f"config.data.steps, which is {steps}"
+                )
 
 
 # Least and largest allowed values.
@@ -131,19 +158,30 @@ _LIMITS = {
 def _check(name: str, value: object, is_range: bool) -> None:
     low, high = _LIMITS[name]
     values = value if isinstance(value, tuple) else (value,)
-    if len(values) != (2 if is_range else 1) or any(
+    fits = len(values) == (2 if is_range else 1) or (len(values) > 2 and name in CAMERAS)
+    if not fits or any(
         isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high
         for v in values
     ):
-        wanted = f"two numbers of {low} to {high}" if is_range else f"a number of {low} to {high}"
+        count = "two numbers" if is_range else "a number"
+        wanted = f"{count}{' or more' * (name in CAMERAS)} of {low} to {high}"
         raise ValueError(f"scene option {name}: found {value!r}, wanted {wanted}")
-    if is_range and values[0] > values[1]:
-        raise ValueError(f"scene option {name}: found {value!r}, wanted (least, most)")
+    if list(values) != sorted(values):
+        raise ValueError(f"scene option {name}: found {value!r}, wanted (least, ..., most)")
     whole = name in ("objects", "max_subframes", "film_exposure")
     if whole and any(v != int(v) for v in values):
         raise ValueError(f"scene option {name}: found {value!r}, wanted whole numbers")
     if name == "max_subframes" and values[0] % 2 == 0:
         raise ValueError(f"scene option {name}: found {value!r}, wanted an odd number")
+
+
+def _check_steps(value: object) -> None:
+    if not isinstance(value, tuple) or any(
+        isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= 2**20 for v in value
+    ):
+        raise ValueError(
+            f"scene option exposure_steps: found {value!r}, wanted whole numbers of 1 to {2**20}"
+        )
 
 
 def scene_options(**overrides: object) -> SceneOptions:

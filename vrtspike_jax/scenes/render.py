@@ -36,7 +36,7 @@ def render_clip(
       num_frames: exposures, T.
       height, width: of the frames, pixels; at least 8.
       spike_scale: spike pixels per frame pixel; one number or (vertical, horizontal).
-      steps: spike steps an exposure, S.
+      steps: spike steps an exposure, S, where `options.exposure_steps` draws no other number.
       split: "train" or "eval"; these share no seeds, photographs or generated textures.
       options: what scenes look like; None takes the defaults.
       **overrides: fields of `SceneOptions` to change.
@@ -53,6 +53,7 @@ def render_clip(
         raise ValueError("found both options and overrides, wanted one of them")
     if steps < 1:
         raise ValueError(f"found {steps} steps, wanted at least 1")
+    options.check_divisors(steps)
     spike_size = spike_shape(height, width, spike_scale)
     sample = sample_film if is_film(seed, split, options) else sample_scene
     return expose(sample(seed, num_frames, height, width, split, options), spike_size, steps)
@@ -69,7 +70,11 @@ def spike_shape(
 
 
 def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.ndarray]:
-    """Shows a scene or a film to both cameras; see `render_clip` for what comes back."""
+    """Shows a scene or a film to both cameras; see `render_clip` for what comes back.
+
+    Where the shot says so, the spike camera fires at every r-th of the steps only, and each of its
+    steps gathers the mean of the light of r.
+    """
     pictures_of = play_exposures if isinstance(shot, Film) else draw_exposures
     blur = np.empty((shot.frames, shot.height, shot.width, 3), np.uint8)
     sharp = np.empty_like(blur)
@@ -81,8 +86,11 @@ def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.
         sharp[k] = _developed(pictures[shot.subframes // 2], shot.gain)
         for i, picture in enumerate(pictures):
             _gray(picture, gray[k * shot.subframes + i])
+    light, fired = at_steps(gray, shot.frames, steps), shot.steps or steps
+    if fired < steps:
+        light = light.reshape(shot.frames * fired, steps // fired, *spike_size).mean(1)
     spikes = simulate(
-        at_steps(gray, shot.frames, steps),
+        light,
         shot.threshold,
         shot.noise_seed,
         dark_current=shot.dark_current,
@@ -92,7 +100,7 @@ def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.
     return {
         "blur": blur,
         "sharp": sharp,
-        "spikes": spikes.reshape(shot.frames, steps, *spike_size),
+        "spikes": spikes.reshape(shot.frames, fired, *spike_size),
     }
 
 

@@ -15,7 +15,13 @@ from vrtspike_jax.spikes.dat import DatError, DatFile, MissingDatError, read_dat
 from vrtspike_jax.spikes.reconstruct import tfi, tfp
 from vrtspike_jax.spikes.simulate import SpikeCamera, integrate_and_fire, simulate
 from vrtspike_jax.spikes.sizes import SizeGuess, plausible_sizes
-from vrtspike_jax.spikes.voxel import normalize_counts, voxel_counts, voxelize
+from vrtspike_jax.spikes.voxel import (
+    normalize_counts,
+    repeats_and_scale,
+    trained_counts,
+    voxel_counts,
+    voxelize,
+)
 
 __all__ = [
     "CameraConfig",
@@ -31,9 +37,11 @@ __all__ = [
     "plausible_sizes",
     "read_camera_config",
     "read_dat",
+    "repeats_and_scale",
     "simulate",
     "tfi",
     "tfp",
+    "trained_counts",
     "voxel_counts",
     "voxelize",
     "write_camera_config",

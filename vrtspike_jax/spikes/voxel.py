@@ -6,7 +6,7 @@ no bin (clamping them into the end bins would add light that the exposure never 
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Num, UInt8
 
 from vrtspike_jax.spikes.bits import as_uint8
 
@@ -39,6 +39,49 @@ def voxel_counts(
       ValueError: too few axes, no steps, or an empty exposure.
     """
     return _counts(spikes, bins, exposure, saturate=True)
+
+
+def repeats_and_scale(steps: int, bins: int, trained: int) -> tuple[int, float]:
+    """How exposures of some rate are counted for a model of another.
+
+    A faster camera's counts are scaled down to what they would be with `trained` steps. A slower
+    camera's few counts are not scaled up, as that would only spread their gaps; but where it has
+    fewer steps than there are bins, each step fills all the bins that it reaches into, in shares,
+    so that no bin is empty for want of steps.
+
+    Args:
+      steps: of the exposure.
+      bins: K.
+      trained: steps of the model's exposures; 0: unknown, and counts stay as they are.
+
+    Returns:
+      How often each step is counted, and what the counts are multiplied by then.
+    """
+    if not (steps and bins and trained):
+        return 1, 1.0
+    # Often enough that bins get about equal shares of a step.
+    repeats = -(-2 * bins // steps) if steps < bins <= trained else 1
+    return repeats, min(1.0, trained / steps) / repeats
+
+
+def trained_counts(spikes: np.ndarray, bins: int, trained: int) -> Num[np.ndarray, "*n H W K"]:
+    """Counts of exposures as a model of exposures of `trained` steps takes them.
+
+    Args:
+      spikes, bins: as in `voxel_counts`.
+      trained: as in `repeats_and_scale`.
+
+    Returns:
+      [..., H, W, K]: uint8 where counts stay as they are, else float32.
+
+    Raises:
+      ValueError: too few axes, or no steps.
+    """
+    steps = spikes.shape[-3] if spikes.ndim > 2 else 0
+    repeats, scale = repeats_and_scale(steps, bins, trained)
+    spikes = np.repeat(spikes, repeats, axis=-3) if repeats > 1 else spikes
+    counts = voxel_counts(spikes, bins)
+    return counts if scale == 1 else counts * np.float32(scale)
 
 
 def voxelize(
