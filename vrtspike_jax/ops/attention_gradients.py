@@ -25,6 +25,7 @@ from vrtspike_jax.ops.attention_tiles import (
     split,
     walk,
 )
+from vrtspike_jax.ops.pallas_assembly import assembly
 
 __all__ = ["bias_kernel", "key_kernel", "query_kernel", "window_kernel"]
 
@@ -170,14 +171,26 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
         return result, dq_sum + dq if plan.sums else dq_sum
 
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    start = [(zeros, zeros)] * plan.tiles(rows), zeros if plan.sums else None
+    dq_sum = jnp.zeros((size, zeros.shape[1]), jnp.float32) if plan.sums else None
+    start = [(zeros, zeros)] * plan.tiles(rows), dq_sum
     gradients, dq_sum = lax.fori_loop(0, plan.tiles(size), body, start)
-    for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
+    again = window if plan.interpret else _unknown(window, rows)
+    for tile, (dk, dv) in enumerate(gradients):
+        keys = Side(plan, again, jnp.int32(tile), region_ref, rows)
         keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
     if plan.sums:
         totals = (dq_sum * query_scale, sum(dv for _, dv in gradients))
         _store_sums(plan, outputs[-1], window, head, totals)
+
+
+def _unknown(number: Array, size: int) -> Array:
+    """A vector of the number, as one that the compiler does not know.
+
+    It computes what depends on that where it is needed, here addresses after a loop, which it
+    would keep in registers all along: 8 bytes spilled instead of 40, in shifted windows of 320.
+    """
+    return assembly("add.u32 $0, $1, 0;", jnp.broadcast_to(number, (size,)))
 
 
 def _store_sums(plan: Plan, ref: Any, window: Array, head: Array, totals: tuple) -> None:
