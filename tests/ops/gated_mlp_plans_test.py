@@ -16,7 +16,7 @@ STAYING = {"programs": 2, "early": True, "width": 16}
 @pytest.mark.parametrize(
     "fields",
     [
-        {"joined": True, "chunk": 16},
+        {"joined": True, "chunk": 16, "keep": True},
         {"joined": True, "chunk": 16, "ahead": 1, **STAYING},
         {"chunk": 32, **STAYING},
     ],

@@ -47,6 +47,14 @@ class Plan:
         stages: Depth of the compiler's software pipeline over chunks of the weights.
         programs: How many to launch, which then stay: each keeps all weights in shared memory and
             walks over tiles. 0 for a program a tile, which loads weights chunk by chunk.
+        width: Largest piece of channels. With 32, two forward programs that stay, of 64 tokens
+            and joined, fit into one multiprocessor's shared memory.
+        joined: Compute a and c by one product, and n's gradient from theirs by another one; needs
+            chunks that divide the hidden layer.
+        ahead: Chunks whose products are begun before the rest of the chunk before; of the forward
+            kernel, where programs stay.
+        early: Load x a tile ahead where programs stay.
+        keep: Keep rows' moments for LayerNorm's backward pass, rather than compute them again.
         interpret: Run on the CPU, for tests.
     """
 
@@ -63,6 +71,7 @@ class Plan:
     joined: bool = False
     ahead: int = 0
     early: bool = False
+    keep: bool = False
     interpret: bool = False
 
     @property
@@ -264,7 +273,8 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         return _load_weights(plan, i, channels, first_refs, w2_ref)
 
     def run(tile: Tile, x: list[Array], weights: list | None) -> None:
-        x_hat, _ = pallas_rows.standardise(_floats(x), channels, plan.channels)
+        mean, inverse = pallas_rows.moments(_floats(x), channels, plan.channels)
+        x_hat = pallas_rows.rescale(_floats(x), channels, mean, inverse)
         for p, value in zip(channels, x_hat, strict=True):
             tile.store(x_hat_ref, p, value)
         branch = tile.branch_scale(scale_ref)
@@ -304,10 +314,12 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
             for i, matrices in enumerate(weights):
                 dn = step(i, dn, *matrices)
         # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
-        x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
-        x_hat_again, inverse = pallas_rows.standardise(x, channels, plan.channels)
+        again = _floats([tile.load(x_ref, p) for p in channels])
+        if not plan.keep:
+            mean, inverse = pallas_rows.moments(again, channels, plan.channels)
+        again = pallas_rows.rescale(again, channels, mean, inverse)
         g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
-        dx = pallas_rows.standardise_gradient(g, x_hat_again, inverse, plan.channels)
+        dx = pallas_rows.standardise_gradient(g, again, inverse, plan.channels)
         for p, value in zip(channels, dx, strict=True):
             tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
 
