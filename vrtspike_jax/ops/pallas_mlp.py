@@ -145,10 +145,6 @@ def _floats(x: list[Array]) -> list[Array]:
     return [p.astype(jnp.float32) for p in x]
 
 
-def _halves(x: list) -> tuple[list, list]:
-    return x[: len(x) // 2], x[len(x) // 2 :]
-
-
 class _Lazy:
     """Pieces that are made when first asked for.
 
@@ -180,6 +176,9 @@ def _walk(plan: Plan, x_ref: Any, channels: list[Piece], load_weights: Any, run:
         run(tile, load(tile), None)
         return
     weights = [load_weights(i) for i in range(plan.steps)]
+    for first_matrices, second in weights:
+        for matrix in (*first_matrices, second):
+            list(matrix)
     programs = plan.launched
 
     def step(i: Array, x: list[Array]) -> list[Array]:
@@ -202,22 +201,25 @@ def _dot_pieces(a: Iterable[Array], b: list[Array]) -> Array:
 
 def _load_weights(
     plan: Plan, i: Array, channels: list[Piece], first_refs: list, w2_ref: Any
-) -> tuple[list[Array], list[Array]]:
-    """What a chunk needs of the first matrices, and of the second."""
+) -> tuple[list[_Lazy], _Lazy]:
+    """What a chunk needs of the first matrices, and of the second: loaded when asked for."""
     chunk = plan.columns(i)
     both = plan.both(i) if plan.joined else chunk
-    first = [_matrix(w, p, both) for w in first_refs for p in channels]
-    return first, [_matrix(w2_ref, chunk, p) for p in channels]
+    first = [
+        _Lazy(lambda j, ref=ref: _matrix(ref, channels[j], both), len(channels))
+        for ref in first_refs
+    ]
+    return first, _Lazy(lambda j: _matrix(w2_ref, chunk, channels[j]), len(channels))
 
 
 def _first(
-    plan: Plan, normed: Any, w1: list[Array], chunk: Piece, b11: Any, b12: Any
+    plan: Plan, normed: _Lazy, w1: list[_Lazy], chunk: Piece, b11: Any, b12: Any
 ) -> list[Array]:
     """a and c of a chunk."""
     if plan.joined:
-        both = jnp.split(_dot_pieces(normed, w1), 2, axis=1)
+        both = jnp.split(_dot_pieces(normed, list(w1[0])), 2, axis=1)
     else:
-        both = [_dot_pieces(normed, half) for half in _halves(w1)]
+        both = (_dot_pieces(normed, list(w)) for w in w1)
     return [v + vector(b, chunk) for v, b in zip(both, (b11, b12), strict=True)]
 
 
@@ -225,7 +227,7 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref, b2, out_ref = refs
     channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
 
-    def load(i: Array) -> tuple[list[Array], ...]:
+    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
         return _load_weights(plan, i, channels, first_refs, w2_ref)
 
     def run(tile: Tile, x: list[Array], weights: list | None) -> None:
@@ -234,11 +236,16 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
         if weights is None:
             list(normed)
 
-        def first(i: Array, w1: list[Array]) -> list[Array]:
+        def first(i: Array, w1: list[_Lazy]) -> list[Array]:
             return _first(plan, normed, w1, plan.columns(i), b11, b12)
 
-        def last(a: Array, c: Array, out: list[Array], w2: list[Array]) -> list[Array]:
-            h = (pallas_gelu.gelu(a, plan.interpret) * c).astype(dtype)
+        def last(a: Array, c: Array, out: list[Array], w2: _Lazy) -> list[Array]:
+            # The short form takes more registers, which programs that stay have anyhow.
+            if weights is None:
+                gelu = a * pallas_gelu.cumulative(a, plan.interpret)
+            else:
+                gelu = pallas_gelu.gelu(a, plan.interpret)
+            h = (gelu * c).astype(dtype)
             return [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
 
         def step(i: Array, out: list[Array]) -> list[Array]:
@@ -248,7 +255,6 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
         out = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
         if weights is None:
             out = lax.fori_loop(0, plan.steps, step, out)
-            x = [tile.load(x_ref, p) for p in channels]
         else:
             hidden = [first(i, weights[i][0]) for i in range(plan.ahead)]
             for i, (_, w2) in enumerate(weights):
@@ -257,8 +263,9 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
                 out = last(*hidden.pop(0), out, w2)
         branch = tile.branch_scale(scale_ref)
         for p, value, left in zip(channels, out, x, strict=True):
-            branched = branch * (value + vector(b2, p))
-            tile.store(out_ref, p, left.astype(jnp.float32) + branched)
+            # Read again once something is written: the loop needs the registers.
+            left = (tile.load(x_ref, p) if weights is None else left).astype(jnp.float32)
+            tile.store(out_ref, p, left + branch * (value + vector(b2, p)))
 
     _walk(plan, x_ref, channels, load, run)
 
@@ -269,7 +276,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
     dx_ref, dhidden_ref, x_hat_ref, h_ref = refs[-4:]
     channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
 
-    def load(i: Array) -> tuple[list[Array], ...]:
+    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
         return _load_weights(plan, i, channels, first_refs, w2_ref)
 
     def run(tile: Tile, x: list[Array], weights: list | None) -> None:
@@ -289,8 +296,10 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         if weights is None:
             list(normed), list(dout)
 
-        def step(i: Array, dn: list[Array], w1: list[Array], w2: list[Array]) -> list[Array]:
+        def step(i: Array, dn: list[Array], w1: list[_Lazy], w2: _Lazy) -> list[Array]:
             chunk = plan.columns(i)
+            for w in w1:
+                list(w)
             a, c = _first(plan, normed, w1, chunk, b11, b12)
             dh = _dot_pieces(dout, [w.T for w in w2])
             cumulative = pallas_gelu.cumulative(a, plan.interpret)
@@ -303,7 +312,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
             else:
                 for part, offset in zip(d, (0, plan.hidden), strict=True):
                     tile.store(dhidden_ref, chunk, part, offset)
-            for part, weights in zip(d, [w1] if plan.joined else _halves(w1), strict=True):
+            for part, weights in zip(d, w1, strict=True):
                 dn = [total + _dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
             return dn
 
