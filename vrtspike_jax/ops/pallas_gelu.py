@@ -23,28 +23,49 @@ EXPONENT = -0.5 * math.log2(math.e)  # exp(-a^2 / 2) is 2 to the power of this t
 DENSITY = 1 / math.sqrt(2 * math.pi)
 
 
+def _literal(value: float) -> str:
+    """A float32 constant as PTX writes it."""
+    return "0f" + struct.pack(">f", value).hex().upper()
+
+
+# P(-|a|) in p, for a in $1.
+_TAIL = [
+    "mul.f32 e, $1, $1;",
+    f"mul.f32 e, e, {_literal(EXPONENT)};",
+    "ex2.approx.ftz.f32 e, e;",
+    "abs.f32 t, $1;",
+    f"fma.rn.f32 t, t, {_literal(SHIFT)}, {_literal(1)};",
+    "rcp.approx.ftz.f32 t, t;",
+    f"mov.f32 p, {_literal(SERIES[0])};",
+    *(f"fma.rn.f32 p, p, t, {_literal(c)};" for c in SERIES[1:]),
+    "mul.f32 t, t, e;",
+    "mul.f32 p, p, t;",
+]
+
+
 def cumulative(a: Float[Array, "..."], interpret: bool) -> Float[Array, "..."]:
     """P(a), in float32."""
     if interpret:
         return norm.cdf(a)
-    return _assemble(
-        [
-            "mul.f32 e, $1, $1;",
-            f"mul.f32 e, e, {_literal(EXPONENT)};",
-            "ex2.approx.ftz.f32 e, e;",
-            "abs.f32 t, $1;",
-            f"fma.rn.f32 t, t, {_literal(SHIFT)}, {_literal(1)};",
-            "rcp.approx.ftz.f32 t, t;",
-            f"mov.f32 p, {_literal(SERIES[0])};",
-            *(f"fma.rn.f32 p, p, t, {_literal(c)};" for c in SERIES[1:]),
-            "mul.f32 t, t, e;",
-            "mul.f32 p, p, t;",
-            f"sub.f32 t, {_literal(1)}, p;",
-            f"setp.lt.f32 negative, $1, {_literal(0)};",
-            "selp.f32 $0, p, t, negative;",
-        ],
-        a,
-    )
+    rest = [
+        f"sub.f32 t, {_literal(1)}, p;",
+        f"setp.lt.f32 negative, $1, {_literal(0)};",
+        "selp.f32 $0, p, t, negative;",
+    ]
+    return _assemble(_TAIL + rest, a)
+
+
+def gelu(a: Float[Array, "..."], interpret: bool) -> Float[Array, "..."]:
+    """a P(a), in float32: the larger of a and 0, less |a| times P(-|a|)."""
+    if interpret:
+        return a * norm.cdf(a)
+    rest = [
+        "abs.f32 t, $1;",
+        "neg.f32 t, t;",
+        f"max.f32 e, $1, {_literal(0)};",
+        "fma.rn.f32 $0, t, p, e;",
+    ]
+    return _assemble(_TAIL + rest, a)
 
 
 def slope(
@@ -65,11 +86,6 @@ def slope(
         a,
         cumulative_a,
     )
-
-
-def _literal(value: float) -> str:
-    """A float32 constant as PTX writes it."""
-    return "0f" + struct.pack(">f", value).hex().upper()
 
 
 def _assemble(lines: list[str], *args: Array) -> Array:

@@ -12,6 +12,7 @@ over rows too, so that gradients of biases, and of LayerNorm's scale and bias, a
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,16 @@ class Plan:
         warps: Warps of one program.
         chunk: Hidden channels of one step; a power of two.
         stages: Depth of the compiler's software pipeline over chunks of the weights.
+        programs: How many to launch, which then stay: each keeps all weights in shared memory and
+            walks over tiles. 0 for a program a tile, which loads weights chunk by chunk.
+        width: Largest piece of channels. With 32, two forward programs that stay, of 64 tokens
+            and joined, fit into one multiprocessor's shared memory.
+        joined: Compute a and c by one product, and n's gradient from theirs by another one; needs
+            chunks that divide the hidden layer.
+        ahead: Chunks whose products are begun before the rest of the chunk before; of the forward
+            kernel, where programs stay.
+        early: Load x a tile ahead where programs stay.
+        keep: Keep rows' moments for LayerNorm's backward pass, rather than compute them again.
         interpret: Run on the CPU, for tests.
     """
 
@@ -55,12 +66,28 @@ class Plan:
     warps: int = 4
     chunk: int = 32
     stages: int = 2
+    programs: int = 0
+    width: int = 64
+    joined: bool = False
+    ahead: int = 0
+    early: bool = False
+    keep: bool = False
     interpret: bool = False
 
     @property
     def tiles(self) -> int:
         """Tiles of rows."""
         return pl.cdiv(self.rows, self.block)
+
+    @property
+    def launched(self) -> int:
+        """Programs to launch."""
+        return min(self.programs, self.tiles) or self.tiles
+
+    @property
+    def steps(self) -> int:
+        """Chunks of the hidden layer."""
+        return pl.cdiv(self.hidden, self.chunk)
 
     @property
     def ragged(self) -> bool:
@@ -72,6 +99,10 @@ class Plan:
         start = step * self.chunk
         whole = self.hidden % self.chunk == 0
         return start, self.chunk, self.chunk if whole else self.hidden - start
+
+    def both(self, step: Array) -> Piece:
+        """The columns of a step in a matrix of a's and c's side by side in each chunk."""
+        return 2 * self.chunk * step, 2 * self.chunk, 2 * self.chunk
 
 
 class Plans(NamedTuple):
@@ -106,82 +137,202 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _standardise(tile: Tile, x_ref: Any, channels: list) -> tuple[list[Array], Array]:
-    x = [tile.load(x_ref, p).astype(jnp.float32) for p in channels]
-    return pallas_rows.standardise(x, channels, tile.plan.channels)
+def _affine(x: Array, gamma: Any, beta: Any, piece: Piece, dtype: Any) -> Array:
+    return (x * vector(gamma, piece) + vector(beta, piece)).astype(dtype)
 
 
-def _affine(x: list[Array], gamma: Any, beta: Any, channels: list, dtype: Any) -> list[Array]:
-    return [
-        (p * vector(gamma, piece) + vector(beta, piece)).astype(dtype)
-        for p, piece in zip(x, channels, strict=True)
-    ]
+def _floats(x: list[Array]) -> list[Array]:
+    return [p.astype(jnp.float32) for p in x]
 
 
-def _dot_pieces(a: list[Array], b: list[Array]) -> Array:
+class _Lazy:
+    """Pieces that are made when first asked for.
+
+    Those that meet their first product one by one take turns in shared memory.
+    """
+
+    def __init__(self, make: Callable[[int], Array], count: int):
+        self.make, self.count, self.made = make, count, []
+
+    def __iter__(self) -> Iterator[Array]:
+        for j in range(self.count):
+            if j == len(self.made):
+                self.made.append(self.make(j))
+            yield self.made[j]
+
+
+def _walk(plan: Plan, x_ref: Any, channels: list[Piece], load_weights: Any, run: Any) -> None:
+    """Calls `run(tile, pieces of x, weights of all chunks)` for each tile of a program.
+
+    A program that stays loads weights once, and x a tile ahead. Another one has None for weights.
+    """
+
+    def load(tile: Tile) -> list[Array]:
+        return [tile.load(x_ref, p) for p in channels]
+
+    first = pl.program_id(0)
+    if not plan.programs:
+        tile = Tile(plan, first)
+        run(tile, load(tile), None)
+        return
+    weights = [load_weights(i) for i in range(plan.steps)]
+    for first_matrices, second in weights:
+        for matrix in (*first_matrices, second):
+            list(matrix)
+    programs = plan.launched
+
+    def step(i: Array, x: list[Array]) -> list[Array]:
+        index = first + i * programs
+        tile, after = Tile(plan, index), x
+        if plan.early:
+            after = load(Tile(plan, jnp.minimum(index + programs, plan.tiles - 1)))
+        else:
+            x = load(tile)
+        run(tile, x, weights)
+        return after
+
+    turns = lax.div(plan.tiles - first + programs - 1, programs)
+    lax.fori_loop(0, turns, step, load(Tile(plan, first)) if plan.early else [])
+
+
+def _dot_pieces(a: Iterable[Array], b: list[Array]) -> Array:
     return sum(_dot(p, q) for p, q in zip(a, b, strict=True))
 
 
+def _load_weights(
+    plan: Plan, i: Array, channels: list[Piece], first_refs: list, w2_ref: Any
+) -> tuple[list[_Lazy], _Lazy]:
+    """What a chunk needs of the first matrices, and of the second: loaded when asked for."""
+    chunk = plan.columns(i)
+    both = plan.both(i) if plan.joined else chunk
+    first = [
+        _Lazy(lambda j, ref=ref: _matrix(ref, channels[j], both), len(channels))
+        for ref in first_refs
+    ]
+    return first, _Lazy(lambda j: _matrix(w2_ref, chunk, channels[j]), len(channels))
+
+
+def _first(
+    plan: Plan, normed: _Lazy, w1: list[_Lazy], chunk: Piece, b11: Any, b12: Any
+) -> list[Array]:
+    """a and c of a chunk."""
+    if plan.joined:
+        both = jnp.split(_dot_pieces(normed, list(w1[0])), 2, axis=1)
+    else:
+        both = (_dot_pieces(normed, list(w)) for w in w1)
+    return [v + vector(b, chunk) for v, b in zip(both, (b11, b12), strict=True)]
+
+
 def _forward_kernel(*refs: Any, plan: Plan) -> None:
-    x_ref, scale_ref, gamma, beta, w11, b11, w12, b12, w2, b2, out_ref = refs
-    tile, channels = Tile(plan, pl.program_id(0)), pieces(plan.channels, 64)
-    normed = _affine(_standardise(tile, x_ref, channels)[0], gamma, beta, channels, x_ref.dtype)
+    x_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref, b2, out_ref = refs
+    channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
 
-    def step(i: Array, out: list[Array]) -> list[Array]:
-        chunk = plan.columns(i)
-        a, c = (
-            _dot_pieces(normed, [_matrix(w, p, chunk) for p in channels]) + vector(b, chunk)
-            for w, b in ((w11, b11), (w12, b12))
-        )
-        h = (a * pallas_gelu.cumulative(a, plan.interpret) * c).astype(x_ref.dtype)
-        return [o + _dot(h, _matrix(w2, chunk, p)) for o, p in zip(out, channels, strict=True)]
+    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
+        return _load_weights(plan, i, channels, first_refs, w2_ref)
 
-    zeros = [jnp.zeros(n.shape, jnp.float32) for n in normed]
-    out = lax.fori_loop(0, pl.cdiv(plan.hidden, plan.chunk), step, zeros)
-    branch = tile.branch_scale(scale_ref)
-    for p, value in zip(channels, out, strict=True):
-        x = tile.load(x_ref, p).astype(jnp.float32)
-        tile.store(out_ref, p, x + branch * (value + vector(b2, p)))
+    def run(tile: Tile, x: list[Array], weights: list | None) -> None:
+        x_hat, _ = pallas_rows.standardise(_floats(x), channels, plan.channels)
+        normed = _Lazy(lambda j: _affine(x_hat[j], gamma, beta, channels[j], dtype), len(x_hat))
+        if weights is None:
+            list(normed)
+
+        def first(i: Array, w1: list[_Lazy]) -> list[Array]:
+            return _first(plan, normed, w1, plan.columns(i), b11, b12)
+
+        def last(a: Array, c: Array, out: list[Array], w2: _Lazy) -> list[Array]:
+            # The short form takes more registers, which programs that stay have anyhow.
+            if weights is None:
+                gelu = a * pallas_gelu.cumulative(a, plan.interpret)
+            else:
+                gelu = pallas_gelu.gelu(a, plan.interpret)
+            h = (gelu * c).astype(dtype)
+            return [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
+
+        def step(i: Array, out: list[Array]) -> list[Array]:
+            w1, w2 = load(i)
+            return last(*first(i, w1), out, w2)
+
+        out = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
+        if weights is None:
+            out = lax.fori_loop(0, plan.steps, step, out)
+        else:
+            hidden = [first(i, weights[i][0]) for i in range(plan.ahead)]
+            for i, (_, w2) in enumerate(weights):
+                if i + plan.ahead < plan.steps:
+                    hidden.append(first(i + plan.ahead, weights[i + plan.ahead][0]))
+                out = last(*hidden.pop(0), out, w2)
+        branch = tile.branch_scale(scale_ref)
+        for p, value, left in zip(channels, out, x, strict=True):
+            # Read again once something is written: the loop needs the registers.
+            left = (tile.load(x_ref, p) if weights is None else left).astype(jnp.float32)
+            tile.store(out_ref, p, left + branch * (value + vector(b2, p)))
+
+    _walk(plan, x_ref, channels, load, run)
 
 
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
     """Gradients of x and of the hidden layer, and what these are to be multiplied by."""
-    x_ref, dy_ref, scale_ref, gamma, beta, w11, b11, w12, b12, w2 = refs[:10]
-    dx_ref, dhidden_ref, x_hat_ref, h_ref = refs[10:]
-    tile, channels = Tile(plan, pl.program_id(0)), pieces(plan.channels, 64)
-    dtype = x_ref.dtype
-    x_hat, _ = _standardise(tile, x_ref, channels)
-    for p, value in zip(channels, x_hat, strict=True):
-        tile.store(x_hat_ref, p, value)
-    normed = _affine(x_hat, gamma, beta, channels, dtype)
-    branch = tile.branch_scale(scale_ref)
-    _store_column(tile, x_hat_ref, plan.channels, jnp.ones_like(branch))
-    _store_column(tile, h_ref, plan.hidden, branch)
-    dout = [(branch * tile.load(dy_ref, p).astype(jnp.float32)).astype(dtype) for p in channels]
+    x_ref, dy_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref = refs[:-4]
+    dx_ref, dhidden_ref, x_hat_ref, h_ref = refs[-4:]
+    channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
 
-    def step(i: Array, dn: list[Array]) -> list[Array]:
-        chunk = plan.columns(i)
-        gate, value = ([_matrix(w, p, chunk) for p in channels] for w in (w11, w12))
-        a = _dot_pieces(normed, gate) + vector(b11, chunk)
-        c = _dot_pieces(normed, value) + vector(b12, chunk)
-        dh = _dot_pieces(dout, [_matrix(w2, chunk, p).T for p in channels])
-        cumulative = pallas_gelu.cumulative(a, plan.interpret)
-        gelu, slope = a * cumulative, pallas_gelu.slope(a, cumulative, plan.interpret)
-        tile.store(h_ref, chunk, branch * gelu * c)
-        for d, weights, offset in ((dh * c * slope, gate, 0), (dh * gelu, value, plan.hidden)):
-            d = d.astype(dtype)
-            tile.store(dhidden_ref, chunk, d, offset)
-            dn = [total + _dot(d, w.T) for total, w in zip(dn, weights, strict=True)]
-        return dn
+    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
+        return _load_weights(plan, i, channels, first_refs, w2_ref)
 
-    zeros = [jnp.zeros(n.shape, jnp.float32) for n in normed]
-    dn = lax.fori_loop(0, pl.cdiv(plan.hidden, plan.chunk), step, zeros)
-    # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
-    x_hat, inverse = _standardise(tile, x_ref, channels)
-    g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
-    dx = pallas_rows.standardise_gradient(g, x_hat, inverse, plan.channels)
-    for p, value in zip(channels, dx, strict=True):
-        tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
+    def run(tile: Tile, x: list[Array], weights: list | None) -> None:
+        mean, inverse = pallas_rows.moments(_floats(x), channels, plan.channels)
+        x_hat = pallas_rows.rescale(_floats(x), channels, mean, inverse)
+        for p, value in zip(channels, x_hat, strict=True):
+            tile.store(x_hat_ref, p, value)
+        branch = tile.branch_scale(scale_ref)
+        _store_column(tile, x_hat_ref, plan.channels, jnp.ones_like(branch))
+        _store_column(tile, h_ref, plan.hidden, branch)
+        normed = _Lazy(lambda j: _affine(x_hat[j], gamma, beta, channels[j], dtype), len(x_hat))
+
+        def scaled(j: int) -> Array:
+            return (branch * tile.load(dy_ref, channels[j]).astype(jnp.float32)).astype(dtype)
+
+        dout = _Lazy(scaled, len(x_hat))
+        if weights is None:
+            list(normed), list(dout)
+
+        def step(i: Array, dn: list[Array], w1: list[_Lazy], w2: _Lazy) -> list[Array]:
+            chunk = plan.columns(i)
+            for w in w1:
+                list(w)
+            a, c = _first(plan, normed, w1, chunk, b11, b12)
+            dh = _dot_pieces(dout, [w.T for w in w2])
+            cumulative = pallas_gelu.cumulative(a, plan.interpret)
+            gelu, slope = a * cumulative, pallas_gelu.slope(a, cumulative, plan.interpret)
+            tile.store(h_ref, chunk, branch * gelu * c)
+            d = (dh * c * slope).astype(dtype), (dh * gelu).astype(dtype)
+            if plan.joined:
+                d = (jnp.stack(d, axis=2).transpose(0, 2, 1).reshape(plan.block, -1),)
+                tile.store(dhidden_ref, plan.both(i), d[0])
+            else:
+                for part, offset in zip(d, (0, plan.hidden), strict=True):
+                    tile.store(dhidden_ref, chunk, part, offset)
+            for part, weights in zip(d, w1, strict=True):
+                dn = [total + _dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
+            return dn
+
+        dn = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
+        if weights is None:
+            dn = lax.fori_loop(0, plan.steps, lambda i, dn: step(i, dn, *load(i)), dn)
+        else:
+            for i, matrices in enumerate(weights):
+                dn = step(i, dn, *matrices)
+        # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
+        again = _floats([tile.load(x_ref, p) for p in channels])
+        if not plan.keep:
+            mean, inverse = pallas_rows.moments(again, channels, plan.channels)
+        again = pallas_rows.rescale(again, channels, mean, inverse)
+        g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
+        dx = pallas_rows.standardise_gradient(g, again, inverse, plan.channels)
+        for p, value in zip(channels, dx, strict=True):
+            tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
+
+    _walk(plan, x_ref, channels, load, run)
 
 
 def _store_column(tile: Tile, ref: Any, start: int, column: Float[Array, "block 1"]) -> None:
@@ -191,19 +342,29 @@ def _store_column(tile: Tile, ref: Any, start: int, column: Float[Array, "block 
 
 
 def _call(kernel: Any, plan: Plan, outputs: Any, *inputs: Array) -> Any:
-    return launch("gated_mlp", plan.stages, kernel, plan, plan.tiles, outputs, *inputs)
+    return launch("gated_mlp", plan.stages, kernel, plan, plan.launched, outputs, *inputs)
 
 
-def _cast(weights: tuple[Array, ...], dtype: jnp.dtype) -> list[Array]:
+def _kernel_weights(plan: Plan, weights: tuple[Array, ...], dtype: jnp.dtype) -> list[Array]:
     """Matrices in the compute dtype, vectors in float32."""
-    return [w.astype(dtype if w.ndim == 2 else jnp.float32) for w in weights]
+    gamma, beta, w11, b11, w12, b12, *last = weights
+    first = (_side_by_side(plan, w11, w12),) if plan.joined else (w11, w12)
+    arrays = gamma, beta, *first, b11, b12, *last
+    return [w.astype(dtype if w.ndim == 2 else jnp.float32) for w in arrays]
+
+
+def _side_by_side(plan: Plan, *weights: Array) -> Array:
+    """Matrices of the same rows, with their columns of each chunk after each other."""
+    cut = [w.reshape(-1, plan.steps, plan.chunk) for w in weights]
+    return jnp.stack(cut, axis=2).reshape(plan.channels, -1)
 
 
 def forward(plan: Plan, x: Array, branch_scale: Array, *weights: Array) -> Array:
     """The block; see `vrtspike_jax.ops.gated_mlp` for the arguments."""
     rows = x.reshape(plan.rows, plan.channels)
     out = jax.ShapeDtypeStruct(rows.shape, rows.dtype)
-    y = _call(_forward_kernel, plan, out, rows, branch_scale, *_cast(weights, x.dtype))
+    weights = _kernel_weights(plan, weights, x.dtype)
+    y = _call(_forward_kernel, plan, out, rows, branch_scale, *weights)
     return y.reshape(x.shape)
 
 
@@ -215,10 +376,15 @@ def backward(
     widths = channels, 2 * hidden, channels + PAD, hidden + PAD
     outputs = [jax.ShapeDtypeStruct((plan.rows, width), x.dtype) for width in widths]
     flat_x, flat_dy = (a.reshape(plan.rows, channels) for a in (x, dy))
-    inputs = flat_x, flat_dy, branch_scale, *_cast(weights[:-1], x.dtype)
+    inputs = flat_x, flat_dy, branch_scale, *_kernel_weights(plan, weights[:-1], x.dtype)
     dx, dhidden, x_hat, h = _call(_backward_kernel, plan, outputs, *inputs)
     gamma, beta, w11, _, w12, _, _, _ = weights
-    products = jnp.split(_product(x_hat, dhidden)[: channels + 1], 2, axis=1)
+    products = _product(x_hat, dhidden)[: channels + 1]
+    if plan.joined:
+        cut = products.reshape(channels + 1, plan.steps, 2, plan.chunk)
+        products = [cut[:, :, side].reshape(channels + 1, hidden) for side in (0, 1)]
+    else:
+        products = jnp.split(products, 2, axis=1)
     # With n = gamma x_hat + beta, whose weights are the same whether for a or for c.
     dw11, dw12 = (gamma[:, None] * p[:-1] + beta[:, None] * p[-1] for p in products)
     dgamma = sum(jnp.sum(w * p[:-1], axis=1) for w, p in zip((w11, w12), products, strict=True))

@@ -91,17 +91,39 @@ def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
     return sum(jnp.sum(v, axis=1, keepdims=True) for v in values) * (1 / channels)
 
 
+def moments(
+    x: list[Float[Array, "block width"]], cut: list[Piece], channels: int
+) -> tuple[Float[Array, "block 1"], Float[Array, "block 1"]]:
+    """Mean of rows, and 1 / deviation."""
+    mean = row_mean(x, channels)
+    square = row_mean([p * p for p in _centre(x, cut, mean)], channels)
+    return mean, lax.rsqrt(square + EPSILON)
+
+
+def rescale(
+    x: list[Float[Array, "block width"]],
+    cut: list[Piece],
+    mean: Float[Array, "block 1"],
+    inverse: Float[Array, "block 1"],
+) -> list[Float[Array, "block width"]]:
+    """Rows with mean 0 and deviation 1, zero where a piece is not valid, given their moments."""
+    return [p * inverse for p in _centre(x, cut, mean)]
+
+
 def standardise(
     x: list[Float[Array, "block width"]], cut: list[Piece], channels: int
 ) -> tuple[list[Float[Array, "block width"]], Float[Array, "block 1"]]:
     """Rows with mean 0 and deviation 1, zero where a piece is not valid; and 1 / deviation."""
-    mean = row_mean(x, channels)
+    mean, inverse = moments(x, cut, channels)
+    return rescale(x, cut, mean, inverse), inverse
+
+
+def _centre(x: list[Array], cut: list[Piece], mean: Array) -> list[Array]:
     centred = []
     for p, (_, width, valid) in zip(x, cut, strict=True):
         within = lax.broadcasted_iota(jnp.int32, (1, width), 1) < valid
         centred.append(p - mean if valid == width else jnp.where(within, p - mean, 0))
-    inverse = lax.rsqrt(row_mean([p * p for p in centred], channels) + EPSILON)
-    return [p * inverse for p in centred], inverse
+    return centred
 
 
 def standardise_gradient(
