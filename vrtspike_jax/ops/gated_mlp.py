@@ -64,6 +64,7 @@ def gated_mlp(
         rows // split.parts,
         rows // x.shape[0],
         *w11.shape,
+        x.dtype,
         interpret=implementation == "interpret",
     )
     return _fused(plans, split, x, branch_scale, weights)

@@ -29,7 +29,10 @@ from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
 FORWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 1}
-BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 3}
+BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 3, "joined": True, "keep": True}
+# Where two programs' weights fit into the shared memory of a multiprocessor.
+STAYING = FORWARD | {"width": 32, "joined": True, "ahead": 1, "early": True}
+STAYING_BYTES = 115_712
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +116,31 @@ class Plans(NamedTuple):
 
 
 def make_plans(
-    rows: int, rows_per_sample: int, channels: int, hidden: int, interpret: bool = False
+    rows: int,
+    rows_per_sample: int,
+    channels: int,
+    hidden: int,
+    dtype: jnp.dtype,
+    interpret: bool = False,
 ) -> Plans:
-    """Chooses tile sizes."""
+    """Chooses tile sizes, and whether forward programs stay."""
     sizes = rows, rows_per_sample, channels, hidden
-    return Plans(*(Plan(*sizes, **t, interpret=interpret) for t in (FORWARD, BACKWARD)))
+    forward, backward = dict(FORWARD), dict(BACKWARD)
+    if hidden % backward["chunk"]:
+        del backward["joined"]
+    weights = 3 * channels * hidden * jnp.dtype(dtype).itemsize
+    programs = 0 if interpret else 2 * _large_multiprocessors()
+    if weights + 4096 <= STAYING_BYTES and hidden % STAYING["chunk"] == 0 and programs:
+        forward = STAYING | {"programs": programs}
+    return Plans(*(Plan(*sizes, **t, interpret=interpret) for t in (forward, backward)))
+
+
+def _large_multiprocessors() -> int:
+    """Those of this machine's GPU, if they have twice `STAYING_BYTES` of shared memory; else 0."""
+    device = jax.local_devices()[0]
+    # Hopper, and Blackwell's servers.
+    large = str(getattr(device, "compute_capability", "")) in ("9.0", "10.0", "10.3")
+    return getattr(device, "core_count", 0) if large else 0
 
 
 def _matrix(ref: Any, row_piece: Piece, column_piece: Piece) -> Array:
