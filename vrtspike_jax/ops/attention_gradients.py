@@ -19,11 +19,13 @@ from vrtspike_jax.ops.attention_tiles import (
     both_valid,
     exp,
     exp_times,
+    head_width,
     logits,
     masked_load,
     program,
     split,
     walk,
+    walk_queries,
 )
 
 __all__ = ["bias_kernel", "key_kernel", "query_kernel", "window_kernel"]
@@ -164,14 +166,23 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
             dk += jnp.dot(ds, q, preferred_element_type=jnp.float32)
             dq += jnp.dot(ds.T, key_side[1], preferred_element_type=jnp.float32)
             result.append((dk, dv))
-        if plan.biased:
-            side.store_row(outputs[1 if packed else 3], head, minus_delta)
-        side.store(dq_ref, side.query_rows, columns[0], dq * query_scale)
+        finish(side, dq * query_scale, minus_delta)
         return result, dq_sum + dq if plan.sums else dq_sum
 
+    def finish(side: Side, dq: Array, minus_delta: Array) -> None:
+        if plan.biased:
+            side.store_row(outputs[1 if packed else 3], head, minus_delta)
+        side.store(dq_ref, side.query_rows, columns[0], dq)
+
+    def drop(tile: Array) -> None:
+        shapes = (size, head_width(plan.dim)), (size,)
+        zeros = [jnp.zeros(s, jnp.float32) for s in shapes]
+        finish(Side(plan, window, tile, region_ref, size), *zeros)
+
     zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    start = [(zeros, zeros)] * plan.tiles(rows), zeros if plan.sums else None
-    gradients, dq_sum = lax.fori_loop(0, plan.tiles(size), body, start)
+    dq_sum = jnp.zeros((size, zeros.shape[1]), jnp.float32) if plan.sums else None
+    start = [(zeros, zeros)] * plan.tiles(rows), dq_sum
+    gradients, dq_sum = walk_queries(plan, window, size, body, drop, start)
     for (keys, *_), (dk, dv) in zip(loaded, gradients, strict=True):
         keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
         keys.store(dv_ref, keys.key_rows, columns[2], dv)
@@ -226,5 +237,10 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         return exp_times(s, lse[:, None], dp, total, plan), following
 
     start = (jnp.zeros((rows, size), jnp.float32), statistics(jnp.int32(0)))
-    total, _ = lax.fori_loop(0, chunk, body, start)
+    dropped = plan.is_dropped([first], i, rows)
+    steps = chunk
+    if dropped is not None and plan.layout.neighbours % chunk == 0:
+        # No choice: between two constants, Pallas lowers that in 64 bits.
+        steps = chunk * jnp.int32(~dropped)
+    total, _ = lax.fori_loop(0, steps, body, start)
     plgpu.store(outputs[-1].at[(pl.program_id(1), *address)], total, mask=inside)
