@@ -102,20 +102,21 @@ def test_tiles_of_queries_and_of_keys_differ_in_size(queries, keys, whole, monke
     make_plan = functools.partial(pallas_attention.make_plan, **fields)
     monkeypatch.setattr(pallas_attention, "make_plan", make_plan)
     # Of 80 tokens, the last tile of 32 or of 64 lacks some.
-    qkv, bias = _normal(3, (1, 2, 16, 10, 3 * 16), (1, 80, 80))
+    qkv, bias, carried = _normal(3, (1, 2, 16, 10, 3 * 16), (1, 80, 80), (3 * 16,))
 
     def call(implementation):
-        def attend(qkv, bias):
+        def attend(qkv, bias, carried):
             return shifted_window_attention(
                 qkv,
                 bias,
                 window=(1, 8, 10),
                 shift=(0, 4, 0),
+                carried=(carried,),
                 scale=0.25,
                 implementation=implementation,
             )
 
-        return _value_and_gradients(attend, [qkv, bias])
+        return _value_and_gradients(attend, [qkv, bias, carried])
 
     _assert_equal(call("interpret"), call("xla"), 1e-5)
 
@@ -345,20 +346,22 @@ def test_kernels_are_lowered_for_cuda_and_left_out_for_tpus(platform, window, ke
     qkv = jax.ShapeDtypeStruct((1, window[0], 8, 8, 48), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((1, *[int(np.prod(window))] * 2), jnp.float32)
 
-    def loss(qkv, bias, other):
+    def loss(qkv, bias, other, carried):
         out = shifted_window_attention(
             qkv,
             bias,
             window=window,
             shift=(0, 4, 4),
             mutual=other if mutual else None,
+            carried=(carried, carried) if mutual else (carried,),
             kept_frames=kept,
             implementation="pallas",
         )
         return out.astype(jnp.float32).sum(), out
 
-    run = jax.grad(loss, argnums=(0, 1, 2) if mutual else (0, 1), has_aux=True)
-    _, found = lowered(run, platform, qkv, bias, qkv)
+    run = jax.grad(loss, argnums=(0, 1, 2, 3) if mutual else (0, 1, 3), has_aux=True)
+    carried = jax.ShapeDtypeStruct((48,), jnp.float32)
+    _, found = lowered(run, platform, qkv, bias, qkv, carried)
     # Forward, window and bias, and the former two again; of 384 tokens, queries and keys apart.
     wanted = 5 if mutual else 4 if window[0] == 6 else 3
     assert found == (wanted if platform == "cuda" else 0)

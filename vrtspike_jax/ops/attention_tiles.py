@@ -127,10 +127,12 @@ def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fiel
     """Chooses how kernels run, and whether one computes the gradients of whole windows."""
     launches = {"whole": Launch(group=1, warps=4, stages=2)}
     # Microseconds of a call on an H100, 5 or 6 frames of 256 x 256 and 6 heads of 16 channels:
-    if fields.get("biased") and layout.tokens > 128:
+    # With two warps, wider heads would not fit registers.
+    narrow, biased = head_width(dim) <= 32, fields.get("biased")
+    if narrow and biased and layout.tokens > 128:
         # Forward 438 to 425 (320 tokens). 128 tokens, with a guess of the peak: 314 to 358.
         launches["forward"] = Launch(group=2, warps=2, stages=3, queries=64, keys=32)
-    elif not fields.get("biased") and layout.tokens <= 64:
+    elif narrow and not biased and layout.tokens <= 64:
         # Backward 438 to 389. Forward 268 to 215, with a guess of the peak.
         launches["forward"] = Launch(group=1, warps=2, stages=3, queries=64, keys=32)
         launches["whole"] = Launch(group=1, warps=2, stages=2, queries=32, keys=64)
@@ -302,19 +304,12 @@ def walk_queries(
     """Runs `carry = body(tile, carry)` over a window's tiles of queries, `drop` over dropped ones.
 
     Where kept tiles surround dropped ones, `body` takes these too: they have exponentials of zero.
+    So it does in windows of one frame, which the caller drops whole.
     """
     tiles, dropped = plan.tiles(size), plan.dropped(window, size)
-    if dropped is None or plan.layout.drops_amid:
+    if dropped is None or plan.layout.drops_amid or plan.layout.frames == 1:
         return lax.fori_loop(0, tiles, body, carry)
     first, end = dropped
-    if plan.layout.frames == 1:
-        # All or none. The compiler would unroll a loop of so few or no steps (mutual attention of
-        # two frames: 182 registers instead of 168).
-        return lax.cond(
-            first < end,
-            lambda: lax.fori_loop(0, tiles, lambda tile, c: (drop(tile), c)[1], carry),
-            lambda: lax.fori_loop(0, tiles, body, carry),
-        )
     lax.fori_loop(first, end, lambda tile, _: drop(tile), None)
     # From 0 to `first`, or from `end` to the last; by products, as Pallas lowers a choice between
     # two constants in 64 bits.

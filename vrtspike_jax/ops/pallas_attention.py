@@ -67,12 +67,15 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int) -> None:
     rows, size = plan.sizes(plan.forward)
     windows, tile, head = program(plan, group, plan.tiles(rows))
     columns = [c + head * plan.dim for c in plan.columns]
-    sides = [Side(plan, window, tile, region_ref, rows) for window in windows]
     out_column = plan.out_column + head * plan.dim
 
-    def body(queries: list, j: Array, carry: list, bias: Array | None) -> list:
+    def load() -> list[tuple[Side, Array]]:
+        sides = [Side(plan, window, tile, region_ref, rows) for window in windows]
+        return [(s, s.load(q_ref, s.query_rows, columns[0], plan.scale)) for s in sides]
+
+    def body(loaded: list, j: Array, carry: list, bias: Array | None) -> list:
         result = []
-        for side, q, (peak, total, out) in zip(sides, queries, carry, strict=True):
+        for (side, q), (peak, total, out) in zip(loaded, carry, strict=True):
             keys = Side(plan, side.window, j, region_ref, size)
             k = keys.load(k_ref, keys.key_rows, columns[1])
             s = logits(side, keys, q, k, bias)
@@ -88,16 +91,17 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int) -> None:
         return result
 
     def attend() -> None:
-        queries = [s.load(q_ref, s.query_rows, columns[0], plan.scale) for s in sides]
+        loaded = load()
         bias = functools.partial(tiles.load, bias_ref, head, tile)
         start = (row - jnp.inf, row, zeros)
-        results = walk(plan.tiles(size), bias, functools.partial(body, queries), [start] * group)
-        for side, (peak, total, out) in zip(sides, results, strict=True):
+        results = walk(plan.tiles(size), bias, functools.partial(body, loaded), [start] * group)
+        for (side, _), (peak, total, out) in zip(loaded, results, strict=True):
             side.store(out_ref, side.key_rows, out_column, out / total[:, None])
             side.store_row(lse_ref, head, peak + jnp.log2(total))
 
     def drop() -> None:
-        for side in sides:
+        for window in windows:
+            side = Side(plan, window, tile, region_ref, rows)
             side.store(out_ref, side.key_rows, out_column, zeros)
             side.store_row(lse_ref, head, row + DROPPED_LSE)
 
