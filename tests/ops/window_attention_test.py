@@ -159,6 +159,114 @@ def test_kernels_read_shifted_windows_where_they_lie(mutual, whole, monkeypatch)
     _assert_equal(call("auto"), wanted, 1e-6)
 
 
+@pytest.mark.parametrize(
+    "frames, shift, mutual, programs, launches",
+    [
+        (5, (0, 0, 0), False, 12, {}),  # programs for the bias of two windows of the same frames
+        (5, (1, 4, 4), False, 4, {}),  # of six windows of different frames
+        (5, (0, 0, 0), True, 12, {}),
+        (5, (1, 4, 4), True, 12, {}),
+        (3, (1, 4, 4), True, 8, {"forward": (2, 64, 32), "whole": (1, 32, 64)}),  # halves together
+        (3, (1, 4, 4), False, 8, {"whole": None}),
+        (3, (1, 4, 4), False, 8, {"forward": (1, 16, 64), "whole": (1, 16, 64)}),  # parts of frames
+        (3, (1, 4, 4), False, 8, {"forward": (1, 128, 64), "whole": (1, 128, 64)}),  # two frames
+        (7, (2, 0, 0), False, 8, {"forward": (1, 16, 64), "whole": (1, 16, 64)}),  # amid a window
+    ],
+)
+def test_frames_that_nobody_reads_change_nothing_and_get_no_gradient(
+    frames, shift, mutual, programs, launches, monkeypatch
+):
+    fields = {k: v and pallas_attention.Launch(v[0], 4, 2, *v[1:]) for k, v in launches.items()}
+    make_plan = functools.partial(pallas_attention.make_plan, **fields)
+    monkeypatch.setattr(pallas_attention, "make_plan", make_plan)
+    monkeypatch.setattr(pallas_attention, "BIAS_PROGRAMS", programs)
+    window = (4, 4, 4) if frames == 7 else (2, 8, 8)
+    tokens = int(np.prod(window))
+    maps = _normal(14, *[(1, frames + 1, 8, 16, 48)] * (2 if mutual else 1))
+    [bias], carried = _normal(15, (1, tokens, tokens)), _normal(16, *[(48,)] * len(maps))
+    [weights] = _normal(17, (1, frames, 8, 16, 32 if mutual else 16))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def call(implementation):
+        def attend(bias, carried, *maps):
+            out = shifted_window_attention(
+                maps[0],
+                bias,
+                window=window,
+                shift=shift,
+                mutual=maps[1] if mutual else None,
+                carried=carried,
+                scale=0.3,
+                kept_frames=frames,
+                implementation=implementation,
+            )
+            return out[:, :frames], out[:, frames:]
+
+        out, pull, padded = jax.vjp(attend, bias, tuple(carried), *maps, has_aux=True)
+        return jax.tree.leaves((out, pull(weights))), padded
+
+    (wanted, _), (found, padded) = call("xla"), call("interpret")
+    _assert_equal(found, wanted, 1e-5)
+    assert np.isfinite(padded).all()
+    # Nobody uses what the last frame's queries find.
+    assert mutual or not found[-1][:, frames, ..., :16].any()
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_gradients_of_results_that_nobody_reads_are_not_read(mutual):
+    size, window = (2, 8, 8), (2, 8, 8)
+    maps = _normal(18, *[(1, *size, 48)] * 2)
+    [bias] = _normal(19, (1, 128, 128))
+
+    def attend(bias, *maps):
+        return shifted_window_attention(
+            maps[0],
+            bias,
+            window=window,
+            shift=(0, 0, 0),
+            mutual=maps[1] if mutual else None,
+            kept_frames=1,
+            implementation="interpret",
+        )
+
+    @jax.jit
+    def gradients(lost):
+        out, pull = jax.vjp(attend, bias, *maps)
+        return pull(jnp.concatenate([out[:, :1], jnp.full_like(out[:, 1:], lost)], axis=1))
+
+    _assert_equal(*(jax.tree.leaves(gradients(lost)[: 2 + mutual]) for lost in (7.0, 0.0)), 1e-6)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize(
+    "size, window, shift, kept",
+    [
+        ((6, 8, 4), (2, 4, 4), (1, 2, 0), 5),
+        ((4, 8, 8), (2, 4, 4), (0, 0, 0), 3),
+        ((8, 4, 4), (4, 4, 4), (2, 0, 0), 5),  # dropped frames in two windows
+        ((8, 4, 4), (4, 4, 4), (2, 0, 0), 7),  # one amid a window
+    ],
+)
+def test_dropped_frames_of_a_window_are_those_past_the_kept_ones(size, window, shift, kept, mutual):
+    layout = FrameWindows(2, size, window, shift, mutual=mutual, kept=kept)
+    assert layout.drops
+    rows = layout.place(*jnp.indices((layout.windows, layout.tokens))).key_rows
+    dropped = np.asarray(rows) // (size[1] * size[2]) % size[0] >= kept
+    first, end = (np.asarray(a)[:, None] for a in layout.dropped(jnp.arange(layout.windows)))
+    some = (first < end).any(axis=1)
+    amid = ((first > 0) & (end < layout.frames))[some]
+    assert amid.any() == layout.drops_amid
+    frame = np.arange(layout.tokens) // (window[1] * window[2])
+    np.testing.assert_array_equal((first <= frame) & (frame < end), dropped)
+    same = dropped.reshape(-1, layout.neighbours, layout.tokens)
+    np.testing.assert_array_equal(same, np.broadcast_to(same[:, :1], same.shape))
+
+
+@pytest.mark.parametrize("kept, shift", [(None, 0), (4, 2), (1, 2)])
+def test_no_frames_are_dropped_where_all_are_kept_or_the_shift_parts_them(kept, shift):
+    assert not FrameWindows(1, (4, 8, 8), (4, 8, 8), (shift, 0, 0), kept=kept).drops
+
+
 @pytest.mark.parametrize("mutual, whole", [(False, True), (True, True), (False, False)])
 def test_biases_that_attention_carries_get_the_gradients_of_those_that_are_added(
     mutual, whole, monkeypatch
@@ -229,9 +337,11 @@ def test_mutual_halves_query_each_other_and_share_the_first_ones_regions():
     np.testing.assert_array_equal(regions[:, 0], regions[:, 1])
 
 
-@pytest.mark.parametrize("window", [(2, 4, 8), (2, 8, 8), (5, 8, 8), (6, 8, 8)])
+@pytest.mark.parametrize(
+    "window, kept", [((2, 4, 8), 2), ((2, 8, 8), 2), ((2, 8, 8), 1), ((5, 8, 8), 5), ((6, 8, 8), 5)]
+)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_kernels_are_lowered_for_cuda_and_left_out_for_tpus(platform, window):
+def test_kernels_are_lowered_for_cuda_and_left_out_for_tpus(platform, window, kept):
     mutual = window[0] == 2
     qkv = jax.ShapeDtypeStruct((1, window[0], 8, 8, 48), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((1, *[int(np.prod(window))] * 2), jnp.float32)
@@ -244,6 +354,7 @@ def test_kernels_are_lowered_for_cuda_and_left_out_for_tpus(platform, window):
             shift=(0, 4, 4),
             mutual=other if mutual else None,
             carried=(carried, carried) if mutual else (carried,),
+            kept_frames=kept,
             implementation="pallas",
         )
         return out.astype(jnp.float32).sum(), out
@@ -298,6 +409,14 @@ def test_unknown_implementations_and_windows_that_do_not_tile_are_refused():
     q, k, v = _normal(6, *[(1, 16, 1, 16)] * 3)
     with pytest.raises(ValueError, match="'fast'"):
         window_attention(q, k, v, implementation="fast")
+    with pytest.raises(ValueError, match="5 of 4 frames"):
+        shifted_window_attention(
+            jnp.zeros((1, 4, 8, 8, 48)),
+            jnp.zeros((1, 32, 32)),
+            window=(2, 4, 4),
+            shift=(0, 0, 0),
+            kept_frames=5,
+        )
     with pytest.raises(ValueError, match=r"\(2, 4, 4\)"):
         shifted_window_attention(
             jnp.zeros((1, 3, 8, 8, 48)), jnp.zeros((1, 32, 32)), window=(2, 4, 4), shift=(0, 0, 0)

@@ -136,10 +136,12 @@ class WindowAttention(nn.Module):
         window: Size3,
         shift: Size3,
         scale: Float[Array, " b"] | None = None,
+        kept_frames: int | None = None,
     ) -> Float[Array, "b t h w c"]:
         """Attends in windows of a map whose size they divide, after rolling it by -`shift`.
 
         The results, multiplied by each sample's `scale`, contain the bias of `proj` as a constant.
+        Those past the first `kept_frames` frames are not to be used.
         """
         table = self.relative_position_bias_table
         mutual, carried = None, [self.qkv_self.bias]
@@ -154,6 +156,7 @@ class WindowAttention(nn.Module):
             mutual=mutual,
             carried=tuple(carried) if self.qkv_bias else None,
             scale=self.qk_scale or (self.dim // self.num_heads) ** -0.5,
+            kept_frames=kept_frames,
             implementation=self.kernels,
         )
         return self.proj(out, scale)
@@ -202,7 +205,8 @@ class TMSA(nn.Module):
         x, original = norm(x, with_input=True, carried=(attention.proj.bias, scale))
         padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
         x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-        x = attention(x, window, shift, scale)
+        # Padded frames are keys and values like others (published behaviour), but their results go.
+        x = attention(x, window, shift, scale, size[0])
         x = x[:, : size[0], : size[1], : size[2]]
         return checkpoint_name(add_product(original, x), ATTENDED)
 

@@ -19,11 +19,13 @@ from vrtspike_jax.ops.attention_tiles import (
     both_valid,
     exp,
     exp_times,
+    head_width,
     logits,
     masked_load,
     program,
     split,
     walk,
+    walk_queries,
 )
 from vrtspike_jax.ops.pallas_assembly import assembly
 
@@ -144,13 +146,13 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
     size, rows = plan.sizes(plan.whole)
     query_scale, key_scale = plan.scales
     load_bias = functools.partial(BiasTiles(rows, size, plan.whole.warps).load, bias_ref, head)
-    loaded = []
-    for tile in range(plan.tiles(rows)):
+
+    def load(tile: int) -> tuple[Side, Array, Array]:
         keys = Side(plan, window, jnp.int32(tile), region_ref, rows)
         k = keys.load(k_ref, keys.key_rows, columns[1], key_scale)
-        loaded.append((keys, k, keys.load(v_ref, keys.key_rows, columns[2])))
+        return keys, k, keys.load(v_ref, keys.key_rows, columns[2])
 
-    def body(tile: Array, state: tuple) -> tuple:
+    def body(loaded: list, tile: Array, state: tuple) -> tuple:
         carry, dq_sum = state
         side = Side(plan, window, tile, region_ref, size)
         dout, minus_delta = _minus_delta(side, out_ref, dout_ref, plan.out_column + head * plan.dim)
@@ -165,23 +167,49 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
             dk += jnp.dot(ds, q, preferred_element_type=jnp.float32)
             dq += jnp.dot(ds.T, key_side[1], preferred_element_type=jnp.float32)
             result.append((dk, dv))
-        if plan.biased:
-            side.store_row(outputs[1 if packed else 3], head, minus_delta)
-        side.store(dq_ref, side.query_rows, columns[0], dq * query_scale)
+        finish(side, dq * query_scale, minus_delta)
         return result, dq_sum + dq if plan.sums else dq_sum
 
-    zeros = jnp.zeros(loaded[0][1].shape, jnp.float32)
-    dq_sum = jnp.zeros((size, zeros.shape[1]), jnp.float32) if plan.sums else None
-    start = [(zeros, zeros)] * plan.tiles(rows), dq_sum
-    gradients, dq_sum = lax.fori_loop(0, plan.tiles(size), body, start)
-    again = window if plan.interpret else _unknown(window, rows)
-    for tile, (dk, dv) in enumerate(gradients):
-        keys = Side(plan, again, jnp.int32(tile), region_ref, rows)
-        keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
-        keys.store(dv_ref, keys.key_rows, columns[2], dv)
-    if plan.sums:
-        totals = (dq_sum * query_scale, sum(dv for _, dv in gradients))
-        _store_sums(plan, outputs[-1], window, head, totals)
+    def finish(side: Side, dq: Array, minus_delta: Array) -> None:
+        if plan.biased:
+            side.store_row(outputs[1 if packed else 3], head, minus_delta)
+        side.store(dq_ref, side.query_rows, columns[0], dq)
+
+    def drop(tile: Array, state: Any = None) -> Any:
+        shapes = (size, head_width(plan.dim)), (size,)
+        dq, minus_delta = (jnp.zeros(s, jnp.float32) for s in shapes)
+        finish(Side(plan, window, tile, region_ref, size), dq, minus_delta)
+        return state
+
+    def attend() -> None:
+        loaded = [load(tile) for tile in range(plan.tiles(rows))]
+        step = functools.partial(body, loaded)
+        store(*walk_queries(plan, window, size, step, drop, start))
+
+    def skip() -> None:
+        store(*lax.fori_loop(0, plan.tiles(size), drop, start))
+
+    def store(gradients: list, dq_sum: Array | None) -> None:
+        again = window if plan.interpret else _unknown(window, rows)
+        for tile, (dk, dv) in enumerate(gradients):
+            keys = Side(plan, again, jnp.int32(tile), region_ref, rows)
+            keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
+            keys.store(dv_ref, keys.key_rows, columns[2], dv)
+        if plan.sums:
+            totals = (dq_sum * query_scale, sum(dv for _, dv in gradients))
+            _store_sums(plan, outputs[-1], window, head, totals)
+
+    key_zeros, query_zeros = (
+        jnp.zeros((n, head_width(plan.dim)), jnp.float32) for n in (rows, size)
+    )
+    start = [(key_zeros,) * 2] * plan.tiles(rows), query_zeros if plan.sums else None
+    dropped = plan.dropped(window, size)
+    if dropped is None or plan.layout.frames > 1:
+        attend()
+    else:
+        # All or none. The compiler would unroll a loop of so few or no steps, and what lies on
+        # both sides of a branch takes registers: 182 or 197 instead of 168.
+        lax.cond(dropped[0] < dropped[1], skip, attend)
 
 
 def _unknown(number: Array, size: int) -> Array:
@@ -239,5 +267,10 @@ def bias_kernel(*refs: Any, plan: Plan, chunk: int) -> None:
         return exp_times(s, lse[:, None], dp, total, plan), following
 
     start = (jnp.zeros((rows, size), jnp.float32), statistics(jnp.int32(0)))
-    total, _ = lax.fori_loop(0, chunk, body, start)
+    dropped = plan.is_dropped([first], i, rows)
+    steps = chunk
+    if dropped is not None and plan.layout.neighbours % chunk == 0:
+        # No choice: between two constants, Pallas lowers that in 64 bits.
+        steps = chunk * jnp.int32(~dropped)
+    total, _ = lax.fori_loop(0, steps, body, start)
     plgpu.store(outputs[-1].at[(pl.program_id(1), *address)], total, mask=inside)

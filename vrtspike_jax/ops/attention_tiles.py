@@ -19,6 +19,9 @@ LOG2_E = math.log2(math.e)
 # Most elements of a window's keys, for a head, whose gradients fit a program's registers: with 4
 # warps, those of keys and values take 80 of the 255 that a thread has.
 WHOLE_ELEMENTS = 320 * 16
+# Log-sum-exp of queries whose results are dropped: backward kernels that do not skip them find
+# exponentials of zero, and so no gradients. Finite, lest differences with it be no numbers.
+DROPPED_LSE = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,27 @@ class Plan:
     def tiles(self, size: int) -> int:
         """Tiles of `size` tokens along those of a window."""
         return pl.cdiv(self.layout.tokens, size)
+
+    def dropped(self, window: Array, size: int) -> tuple[Array, Array] | None:
+        """First of a window's tiles of `size` queries whose results nobody reads, and the end.
+
+        None where there are no such tiles, or frames are not whole tiles: then all are computed.
+        """
+        if not isinstance(self.layout, FrameWindows) or not self.layout.drops:
+            return None
+        tiles, rest = divmod(math.prod(self.layout.window[1:]), size)
+        if rest:
+            return None
+        first, end = self.layout.dropped(window)
+        return lax.mul(first, tiles), lax.mul(end, tiles)
+
+    def is_dropped(self, windows: list[Array], tile: Array, size: int) -> Array | None:
+        """Whether nobody reads the results of these windows' tile; None where `dropped` is."""
+        ranges = [self.dropped(window, size) for window in windows]
+        if ranges[0] is None:
+            return None
+        inside = [lax.ge(tile, first) & lax.lt(tile, end) for first, end in ranges]
+        return functools.reduce(lax.bitwise_and, inside)
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -272,3 +296,22 @@ def walk(tiles: int, bias: Callable[[Array], Array | None], body: Callable, carr
     if tiles == 1:
         return body(jnp.int32(0), carry, first)
     return lax.fori_loop(0, tiles, step, (carry, first))[0]
+
+
+def walk_queries(
+    plan: Plan, window: Array, size: int, body: Callable, drop: Callable, carry: Any
+) -> Any:
+    """Runs `carry = body(tile, carry)` over a window's tiles of queries, `drop` over dropped ones.
+
+    Where kept tiles surround dropped ones, `body` takes these too: they have exponentials of zero.
+    So it does in windows of one frame, which the caller drops whole.
+    """
+    tiles, dropped = plan.tiles(size), plan.dropped(window, size)
+    if dropped is None or plan.layout.drops_amid or plan.layout.frames == 1:
+        return lax.fori_loop(0, tiles, body, carry)
+    first, end = dropped
+    lax.fori_loop(first, end, lambda tile, _: drop(tile), None)
+    # From 0 to `first`, or from `end` to the last; by products, as Pallas lowers a choice between
+    # two constants in 64 bits.
+    early = jnp.int32(first > 0)
+    return lax.fori_loop(end * (1 - early), tiles + (first - tiles) * early, body, carry)

@@ -14,6 +14,9 @@ registers, one kernel computes those of the queries too, from the same exponenti
 windows need a kernel for queries and one for keys and values. The bias gradient has a kernel of
 its own, whose programs each own one tile of it and walk over a share of the windows: no atomics,
 the same result every time. Between kernels delta is stored as minus delta.
+
+Where the layout says that results of some frames are not used, programs for tiles of such queries
+store zeros and leave, and the backward kernels of whole windows and of the bias pass over them.
 """
 
 import dataclasses
@@ -35,12 +38,14 @@ from vrtspike_jax.ops.attention_gradients import (
     window_kernel,
 )
 from vrtspike_jax.ops.attention_tiles import (
+    DROPPED_LSE,
     LOG2_E,
     Launch,
     Plan,
     Side,
     exp,
     exp2,
+    head_width,
     logits,
     make_plan,
     program,
@@ -62,13 +67,15 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int) -> None:
     rows, size = plan.sizes(plan.forward)
     windows, tile, head = program(plan, group, plan.tiles(rows))
     columns = [c + head * plan.dim for c in plan.columns]
-    sides = [Side(plan, window, tile, region_ref, rows) for window in windows]
-    queries = [s.load(q_ref, s.query_rows, columns[0], plan.scale) for s in sides]
-    width = queries[0].shape[1]
+    out_column = plan.out_column + head * plan.dim
 
-    def body(j: Array, carry: list, bias: Array | None) -> list:
+    def load() -> list[tuple[Side, Array]]:
+        sides = [Side(plan, window, tile, region_ref, rows) for window in windows]
+        return [(s, s.load(q_ref, s.query_rows, columns[0], plan.scale)) for s in sides]
+
+    def body(loaded: list, j: Array, carry: list, bias: Array | None) -> list:
         result = []
-        for side, q, (peak, total, out) in zip(sides, queries, carry, strict=True):
+        for (side, q), (peak, total, out) in zip(loaded, carry, strict=True):
             keys = Side(plan, side.window, j, region_ref, size)
             k = keys.load(k_ref, keys.key_rows, columns[1])
             s = logits(side, keys, q, k, bias)
@@ -83,14 +90,26 @@ def _forward_kernel(*refs: Any, plan: Plan, group: int) -> None:
             result.append((new_peak, total * rescale + jnp.sum(p, axis=1), out))
         return result
 
-    bias = functools.partial(BiasTiles(rows, size, plan.forward.warps).load, bias_ref, head, tile)
+    def attend() -> None:
+        loaded = load()
+        bias = functools.partial(tiles.load, bias_ref, head, tile)
+        start = (row - jnp.inf, row, zeros)
+        results = walk(plan.tiles(size), bias, functools.partial(body, loaded), [start] * group)
+        for (side, _), (peak, total, out) in zip(loaded, results, strict=True):
+            side.store(out_ref, side.key_rows, out_column, out / total[:, None])
+            side.store_row(lse_ref, head, peak + jnp.log2(total))
+
+    def drop() -> None:
+        for window in windows:
+            side = Side(plan, window, tile, region_ref, rows)
+            side.store(out_ref, side.key_rows, out_column, zeros)
+            side.store_row(lse_ref, head, row + DROPPED_LSE)
+
+    tiles = BiasTiles(rows, size, plan.forward.warps)
     row = jnp.zeros((rows,), jnp.float32)
-    start = (row - jnp.inf, row, jnp.zeros((rows, width), jnp.float32))
-    results = walk(plan.tiles(size), bias, body, [start] * group)
-    for side, (peak, total, out) in zip(sides, results, strict=True):
-        column = plan.out_column + head * plan.dim
-        side.store(out_ref, side.key_rows, column, out / total[:, None])
-        side.store_row(lse_ref, head, peak + jnp.log2(total))
+    zeros = jnp.zeros((rows, head_width(plan.dim)), jnp.float32)
+    dropped = plan.is_dropped(windows, tile, rows)
+    attend() if dropped is None else lax.cond(dropped, drop, attend)
 
 
 def _call(

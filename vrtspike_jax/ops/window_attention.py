@@ -129,6 +129,7 @@ def shifted_window_attention(
     mutual: Float[Array, "b t h w c3"] | None = None,
     carried: tuple[Float[Array, " c3"], ...] | None = None,
     scale: float = 1.0,
+    kept_frames: int | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b t h w c_out"]:
     """Attention in the shifted windows of a feature map, which stays where it is.
@@ -147,6 +148,9 @@ def shifted_window_attention(
         carried: The bias that `qkv` contains and, with `mutual`, the one that that contains, where
             they are constants to what added them (see `carried_bias`); or None.
         scale: Factor of the queries.
+        kept_frames: How many frames, from the first, the caller uses the results of; None means
+            all. Those of later frames, which padded the map, say, are finite and otherwise
+            anything. Gradients that come in for them must be zero, and may be taken as zero.
         implementation: As in `window_attention`.
 
     Returns:
@@ -154,12 +158,16 @@ def shifted_window_attention(
         before it. What the queries of one half find in the other stands in the other's place.
 
     Raises:
-        ValueError: if the windows do not tile the map, or for an unknown implementation.
+        ValueError: if the windows do not tile the map, if it has not so many frames to keep, or for
+            an unknown implementation.
     """
     dispatch.check("shifted_window_attention", implementation)
     size, heads = qkv.shape[1:4], bias.shape[0]
     if any(s % w for s, w in zip(size, window, strict=True)):
         raise ValueError(f"shifted_window_attention: windows {window} do not tile {size}")
+    kept_frames = size[0] if kept_frames is None else kept_frames
+    if not 1 <= kept_frames <= size[0]:
+        raise ValueError(f"shifted_window_attention: {kept_frames} of {size[0]} frames to keep")
     reference = _ShiftedReference(window, shift, scale)
     kernels = find_kernels("pallas_attention", implementation, qkv)
     tokens = math.prod(window)
@@ -182,11 +190,11 @@ def shifted_window_attention(
         sums=carried is not None,
         interpret=implementation == "interpret",
     )
-    layout = FrameWindows(batch, size, window, shift)
+    layout = FrameWindows(batch, size, window, shift, kept=kept_frames)
     if mutual is None:
         plans = (make(layout, biased=True),)
     else:
-        half = FrameWindows(batch, size, window, shift, mutual=True)
+        half = dataclasses.replace(layout, mutual=True)
         plans = (make(layout, biased=True, out_column=channels), make(half))
     carried = () if carried is None else tuple(carried)
     return _fused(plans, split, reference, (qkv, mutual), _float32(bias), None, carried)

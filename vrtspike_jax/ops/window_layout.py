@@ -1,6 +1,7 @@
 """Cutting feature maps into attention windows: by moving data, and by address arithmetic."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,6 +100,8 @@ class FrameWindows:
         shift: Cyclic shift along T, H, W (the map is rolled by minus this).
         mutual: Each half of a window's frames queries the other half, as a window of its own.
             The half that holds the keys receives the result.
+        kept: Frames whose results are used, the first ones of the map (which the shift moves);
+            None means all.
     """
 
     batch: int
@@ -106,12 +109,17 @@ class FrameWindows:
     window: Size3
     shift: Size3
     mutual: bool = False
+    kept: int | None = None
+
+    @property
+    def frames(self) -> int:
+        """Frames of a window."""
+        return self.window[0] // (2 if self.mutual else 1)
 
     @property
     def tokens(self) -> int:
         """Tokens of a window."""
-        t, h, w = self.window
-        return t * h * w // (2 if self.mutual else 1)
+        return self.frames * math.prod(self.window[1:])
 
     @property
     def windows(self) -> int:
@@ -119,16 +127,46 @@ class FrameWindows:
         t, h, w = self.size
         return self.batch * t * h * w // self.tokens
 
+    @property
+    def neighbours(self) -> int:
+        """Windows, one after another, that hold the same frames."""
+        (_, h, w), (_, height, width) = self.size, self.window
+        return 1 if self.mutual else h // height * (w // width)
+
+    @property
+    def drops(self) -> bool:
+        """Whether `dropped` finds frames: some are not kept, and the shift leaves them together."""
+        kept = self.size[0] if self.kept is None else self.kept
+        return self.shift[0] <= kept < self.size[0]
+
+    @property
+    def drops_amid(self) -> bool:
+        """Whether a window has kept frames both before dropped ones and after them."""
+        first, end = (divmod(f - self.shift[0], self.frames) for f in (self.kept, self.size[0]))
+        return first[0] == end[0] and first[1] > 0
+
+    def dropped(self, window: Any) -> tuple[Any, Any]:
+        """The first of a window's frames that receive results which are not kept, and the end."""
+        late = 0
+        if self.mutual:
+            window, late = lax.div(window, 2), lax.mul(lax.rem(window, 2), self.frames)
+        across = math.prod(self.size[1:]) // math.prod(self.window[1:])
+        number = lax.rem(lax.div(window, across), self.size[0] // self.window[0])
+        start = lax.add(lax.mul(number, self.window[0]), late)
+        ends = (lax.sub(f - self.shift[0], start) for f in (self.kept, self.size[0]))
+        first, end = (lax.max(lax.min(e, self.frames), 0) for e in ends)
+        return first, end
+
     def place(self, window: Any, token: Any) -> Place:
         """Where tokens of windows lie; token numbers past a window's last give nonsense."""
         if not self.mutual:
             image, coordinates = self._coordinates(window, token)
             rows = self._rows(image, coordinates)
             return Place(rows, rows)
-        late, frames = lax.rem(window, 2), self.window[0] // 2
+        late = lax.rem(window, 2)
         image, (t, h, w) = self._coordinates(lax.div(window, 2), token)
         keys, queries = (
-            self._rows(image, (lax.add(t, lax.mul(half, frames)), h, w))
+            self._rows(image, (lax.add(t, lax.mul(half, self.frames)), h, w))
             for half in (late, lax.sub(1, late))
         )
         return Place(keys, queries)
