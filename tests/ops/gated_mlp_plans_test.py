@@ -10,15 +10,14 @@ from vrtspike_jax.ops import pallas_mlp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
 
 ROWS, CHANNELS, HIDDEN = 50, 24, 48
-STAYING = {"programs": 2, "early": True, "width": 16}
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"joined": True, "chunk": 16, "keep": True},
-        {"joined": True, "chunk": 16, "ahead": 1, **STAYING},
-        {"chunk": 32, **STAYING},
+        {"joined": True, "chunk": 16},
+        {"joined": True, "chunk": 16, "programs": 2},
+        {"chunk": 32, "programs": 2},
     ],
     ids=lambda fields: "-".join(fields),
 )
@@ -35,6 +34,6 @@ def test_every_plan_gives_the_reference_forward_and_backward(fields):
     )
     out = pallas_mlp.forward(plan, x, scale, *weights)
     np.testing.assert_allclose(out, want, atol=2e-5)
-    gradient = pallas_mlp.backward(dataclasses.replace(plan, ahead=0), x, scale, dout, *weights)
+    gradient = pallas_mlp.backward(dataclasses.replace(plan, programs=0), x, scale, dout, *weights)
     for name, value, wanted in zip(given, gradient, pull(dout), strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-4, err_msg=name)

@@ -3,7 +3,8 @@
 With n = LayerNorm(x), a = n W11 + b11, c = n W12 + b12, h = gelu(a) * c, the block is
 y = x + s (h W2 + b2), where s is one number for each sample (stochastic depth). Each way has one
 kernel, which walks over chunks of the hidden layer with n, and backward with n's gradient, at hand;
-Triton copies the weights to shared memory a chunk ahead.
+Triton copies the weights to shared memory a chunk ahead. Where shared memory is large enough,
+forward programs stay instead, with all weights in it, and walk over tiles of rows.
 
 The backward kernel reads x and y's gradient and writes x's, and what the weights' gradients are
 plain matrix products of: those of a and c side by side, x as LayerNorm has it before its scale and
@@ -29,9 +30,8 @@ from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
 FORWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 1}
-BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 3, "joined": True, "keep": True}
-# Where two programs' weights fit into the shared memory of a multiprocessor.
-STAYING = FORWARD | {"width": 32, "joined": True, "ahead": 1, "early": True}
+BACKWARD = {"block": 64, "warps": 4, "chunk": 32, "stages": 3}
+# Forward programs stay where two of them fit into the shared memory of a multiprocessor.
 STAYING_BYTES = 115_712
 
 
@@ -50,14 +50,8 @@ class Plan:
         stages: Depth of the compiler's software pipeline over chunks of the weights.
         programs: How many to launch, which then stay: each keeps all weights in shared memory and
             walks over tiles. 0 for a program a tile, which loads weights chunk by chunk.
-        width: Largest piece of channels. With 32, two forward programs that stay, of 64 tokens
-            and joined, fit into one multiprocessor's shared memory.
         joined: Compute a and c by one product, and n's gradient from theirs by another one; needs
             chunks that divide the hidden layer.
-        ahead: Chunks whose products are begun before the rest of the chunk before; of the forward
-            kernel, where programs stay.
-        early: Load x a tile ahead where programs stay.
-        keep: Keep rows' moments for LayerNorm's backward pass, rather than compute them again.
         interpret: Run on the CPU, for tests.
     """
 
@@ -70,17 +64,18 @@ class Plan:
     chunk: int = 32
     stages: int = 2
     programs: int = 0
-    width: int = 64
     joined: bool = False
-    ahead: int = 0
-    early: bool = False
-    keep: bool = False
     interpret: bool = False
 
     @property
     def tiles(self) -> int:
         """Tiles of rows."""
         return pl.cdiv(self.rows, self.block)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The channels; in smaller pieces where programs stay, for two to fit."""
+        return pieces(self.channels, 32 if self.programs else 64)
 
     @property
     def launched(self) -> int:
@@ -125,14 +120,15 @@ def make_plans(
 ) -> Plans:
     """Chooses tile sizes, and whether forward programs stay."""
     sizes = rows, rows_per_sample, channels, hidden
-    forward, backward = dict(FORWARD), dict(BACKWARD)
-    if hidden % backward["chunk"]:
-        del backward["joined"]
+    joined = hidden % BACKWARD["chunk"] == 0
     weights = 3 * channels * hidden * jnp.dtype(dtype).itemsize
-    programs = 0 if interpret else 2 * _large_multiprocessors()
-    if weights + 4096 <= STAYING_BYTES and hidden % STAYING["chunk"] == 0 and programs:
-        forward = STAYING | {"programs": programs}
-    return Plans(*(Plan(*sizes, **t, interpret=interpret) for t in (forward, backward)))
+    programs = 0
+    if joined and not interpret and weights + 4096 <= STAYING_BYTES:
+        programs = 2 * _large_multiprocessors()
+    return Plans(
+        Plan(*sizes, **FORWARD, programs=programs, joined=programs > 0, interpret=interpret),
+        Plan(*sizes, **BACKWARD, joined=joined, interpret=interpret),
+    )
 
 
 def _large_multiprocessors() -> int:
@@ -160,12 +156,19 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _affine(x: Array, gamma: Any, beta: Any, piece: Piece, dtype: Any) -> Array:
+def _floats(tile: Tile, ref: Any) -> list[Array]:
+    """All pieces of a tile, in float32."""
+    loaded = [tile.load(ref, p) for p in tile.plan.pieces]
+    return [p.astype(jnp.float32) for p in loaded]
+
+
+def _affine_piece(x: Array, gamma: Any, beta: Any, piece: Piece, dtype: Any) -> Array:
     return (x * vector(gamma, piece) + vector(beta, piece)).astype(dtype)
 
 
-def _floats(x: list[Array]) -> list[Array]:
-    return [p.astype(jnp.float32) for p in x]
+def _affine(x: list[Array], gamma: Any, beta: Any, plan: Plan, dtype: Any) -> list[Array]:
+    parts = zip(x, plan.pieces, strict=True)
+    return [_affine_piece(p, gamma, beta, piece, dtype) for p, piece in parts]
 
 
 class _Lazy:
@@ -184,49 +187,13 @@ class _Lazy:
             yield self.made[j]
 
 
-def _walk(plan: Plan, x_ref: Any, channels: list[Piece], load_weights: Any, run: Any) -> None:
-    """Calls `run(tile, pieces of x, weights of all chunks)` for each tile of a program.
-
-    A program that stays loads weights once, and x a tile ahead. Another one has None for weights.
-    """
-
-    def load(tile: Tile) -> list[Array]:
-        return [tile.load(x_ref, p) for p in channels]
-
-    first = pl.program_id(0)
-    if not plan.programs:
-        tile = Tile(plan, first)
-        run(tile, load(tile), None)
-        return
-    weights = [load_weights(i) for i in range(plan.steps)]
-    for first_matrices, second in weights:
-        for matrix in (*first_matrices, second):
-            list(matrix)
-    programs = plan.launched
-
-    def step(i: Array, x: list[Array]) -> list[Array]:
-        index = first + i * programs
-        tile, after = Tile(plan, index), x
-        if plan.early:
-            after = load(Tile(plan, jnp.minimum(index + programs, plan.tiles - 1)))
-        else:
-            x = load(tile)
-        run(tile, x, weights)
-        return after
-
-    turns = lax.div(plan.tiles - first + programs - 1, programs)
-    lax.fori_loop(0, turns, step, load(Tile(plan, first)) if plan.early else [])
-
-
-def _dot_pieces(a: Iterable[Array], b: list[Array]) -> Array:
+def _dot_pieces(a: Iterable[Array], b: Iterable[Array]) -> Array:
     return sum(_dot(p, q) for p, q in zip(a, b, strict=True))
 
 
-def _load_weights(
-    plan: Plan, i: Array, channels: list[Piece], first_refs: list, w2_ref: Any
-) -> tuple[list[_Lazy], _Lazy]:
+def _load_weights(plan: Plan, i: Array, first_refs: list, w2_ref: Any) -> tuple[list, _Lazy]:
     """What a chunk needs of the first matrices, and of the second: loaded when asked for."""
-    chunk = plan.columns(i)
+    chunk, channels = plan.columns(i), plan.pieces
     both = plan.both(i) if plan.joined else chunk
     first = [
         _Lazy(lambda j, ref=ref: _matrix(ref, channels[j], both), len(channels))
@@ -236,7 +203,7 @@ def _load_weights(
 
 
 def _first(
-    plan: Plan, normed: _Lazy, w1: list[_Lazy], chunk: Piece, b11: Any, b12: Any
+    plan: Plan, normed: Iterable[Array], w1: list[_Lazy], chunk: Piece, b11: Any, b12: Any
 ) -> list[Array]:
     """a and c of a chunk."""
     if plan.joined:
@@ -247,115 +214,106 @@ def _first(
 
 
 def _forward_kernel(*refs: Any, plan: Plan) -> None:
+    """One tile a program, which loads weights chunk by chunk."""
     x_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref, b2, out_ref = refs
-    channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
+    tile, channels, dtype = Tile(plan, pl.program_id(0)), plan.pieces, x_ref.dtype
+    x_hat, _ = pallas_rows.standardise(_floats(tile, x_ref), channels, plan.channels)
+    normed = _affine(x_hat, gamma, beta, plan, dtype)
 
-    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
-        return _load_weights(plan, i, channels, first_refs, w2_ref)
+    def step(i: Array, out: list[Array]) -> list[Array]:
+        w1, w2 = _load_weights(plan, i, first_refs, w2_ref)
+        a, c = _first(plan, normed, w1, plan.columns(i), b11, b12)
+        h = (a * pallas_gelu.cumulative(a, plan.interpret) * c).astype(dtype)
+        return [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
 
-    def run(tile: Tile, x: list[Array], weights: list | None) -> None:
-        x_hat, _ = pallas_rows.standardise(_floats(x), channels, plan.channels)
-        normed = _Lazy(lambda j: _affine(x_hat[j], gamma, beta, channels[j], dtype), len(x_hat))
-        if weights is None:
-            list(normed)
+    zeros = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
+    out = lax.fori_loop(0, plan.steps, step, zeros)
+    branch = tile.branch_scale(scale_ref)
+    for p, value in zip(channels, out, strict=True):
+        x = tile.load(x_ref, p).astype(jnp.float32)
+        tile.store(out_ref, p, x + branch * (value + vector(b2, p)))
 
-        def first(i: Array, w1: list[_Lazy]) -> list[Array]:
-            return _first(plan, normed, w1, plan.columns(i), b11, b12)
 
-        def last(a: Array, c: Array, out: list[Array], w2: _Lazy) -> list[Array]:
-            # The short form takes more registers, which programs that stay have anyhow.
-            if weights is None:
-                gelu = a * pallas_gelu.cumulative(a, plan.interpret)
-            else:
-                gelu = pallas_gelu.gelu(a, plan.interpret)
-            h = (gelu * c).astype(dtype)
-            return [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
+def _staying_forward_kernel(*refs: Any, plan: Plan) -> None:
+    """Programs that walk over tiles, with all weights in shared memory."""
+    x_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref, b2, out_ref = refs
+    channels, dtype, own = plan.pieces, x_ref.dtype, pl.program_id(0)
+    weights = [_load_weights(plan, i, first_refs, w2_ref) for i in range(plan.steps)]
+    for w1, w2 in weights:
+        for matrix in (*w1, w2):
+            list(matrix)
 
-        def step(i: Array, out: list[Array]) -> list[Array]:
-            w1, w2 = load(i)
-            return last(*first(i, w1), out, w2)
+    def walk(turn: Array, _: list) -> list:
+        tile = Tile(plan, own + turn * plan.launched)
+        x = [tile.load(x_ref, p) for p in channels]
+        floats = [p.astype(jnp.float32) for p in x]
+        x_hat, _ = pallas_rows.standardise(floats, channels, plan.channels)
+        normed = _Lazy(lambda j: _affine_piece(x_hat[j], gamma, beta, channels[j], dtype), len(x))
+
+        def first(i: int) -> list[Array]:
+            return _first(plan, normed, weights[i][0], plan.columns(i), b11, b12)
 
         out = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
-        if weights is None:
-            out = lax.fori_loop(0, plan.steps, step, out)
-        else:
-            hidden = [first(i, weights[i][0]) for i in range(plan.ahead)]
-            for i, (_, w2) in enumerate(weights):
-                if i + plan.ahead < plan.steps:
-                    hidden.append(first(i + plan.ahead, weights[i + plan.ahead][0]))
-                out = last(*hidden.pop(0), out, w2)
+        following = first(0)
+        for i, (_, w2) in enumerate(weights):
+            a, c = following
+            # The products of the next chunk run beside what is to be done for this one.
+            following = first(i + 1) if i + 1 < plan.steps else None
+            h = (pallas_gelu.gelu(a, plan.interpret) * c).astype(dtype)
+            out = [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
         branch = tile.branch_scale(scale_ref)
         for p, value, left in zip(channels, out, x, strict=True):
-            # Read again once something is written: the loop needs the registers.
-            left = (tile.load(x_ref, p) if weights is None else left).astype(jnp.float32)
-            tile.store(out_ref, p, left + branch * (value + vector(b2, p)))
+            tile.store(out_ref, p, left.astype(jnp.float32) + branch * (value + vector(b2, p)))
+        return []
 
-    _walk(plan, x_ref, channels, load, run)
+    turns = lax.div(plan.tiles - own + plan.launched - 1, plan.launched)
+    lax.fori_loop(0, turns, walk, [])
 
 
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
     """Gradients of x and of the hidden layer, and what these are to be multiplied by."""
     x_ref, dy_ref, scale_ref, gamma, beta, *first_refs, b11, b12, w2_ref = refs[:-4]
     dx_ref, dhidden_ref, x_hat_ref, h_ref = refs[-4:]
-    channels, dtype = pieces(plan.channels, plan.width), x_ref.dtype
+    tile, channels, dtype = Tile(plan, pl.program_id(0)), plan.pieces, x_ref.dtype
+    x = _floats(tile, x_ref)
+    mean, inverse = pallas_rows.moments(x, channels, plan.channels)
+    x_hat = pallas_rows.rescale(x, channels, mean, inverse)
+    for p, value in zip(channels, x_hat, strict=True):
+        tile.store(x_hat_ref, p, value)
+    branch = tile.branch_scale(scale_ref)
+    _store_column(tile, x_hat_ref, plan.channels, jnp.ones_like(branch))
+    _store_column(tile, h_ref, plan.hidden, branch)
+    normed = _affine(x_hat, gamma, beta, plan, dtype)
+    dout = [(branch * p).astype(dtype) for p in _floats(tile, dy_ref)]
 
-    def load(i: Array) -> tuple[list[_Lazy], _Lazy]:
-        return _load_weights(plan, i, channels, first_refs, w2_ref)
-
-    def run(tile: Tile, x: list[Array], weights: list | None) -> None:
-        mean, inverse = pallas_rows.moments(_floats(x), channels, plan.channels)
-        x_hat = pallas_rows.rescale(_floats(x), channels, mean, inverse)
-        for p, value in zip(channels, x_hat, strict=True):
-            tile.store(x_hat_ref, p, value)
-        branch = tile.branch_scale(scale_ref)
-        _store_column(tile, x_hat_ref, plan.channels, jnp.ones_like(branch))
-        _store_column(tile, h_ref, plan.hidden, branch)
-        normed = _Lazy(lambda j: _affine(x_hat[j], gamma, beta, channels[j], dtype), len(x_hat))
-
-        def scaled(j: int) -> Array:
-            return (branch * tile.load(dy_ref, channels[j]).astype(jnp.float32)).astype(dtype)
-
-        dout = _Lazy(scaled, len(x_hat))
-        if weights is None:
-            list(normed), list(dout)
-
-        def step(i: Array, dn: list[Array], w1: list[_Lazy], w2: _Lazy) -> list[Array]:
-            chunk = plan.columns(i)
-            for w in w1:
-                list(w)
-            a, c = _first(plan, normed, w1, chunk, b11, b12)
-            dh = _dot_pieces(dout, [w.T for w in w2])
-            cumulative = pallas_gelu.cumulative(a, plan.interpret)
-            gelu, slope = a * cumulative, pallas_gelu.slope(a, cumulative, plan.interpret)
-            tile.store(h_ref, chunk, branch * gelu * c)
-            d = (dh * c * slope).astype(dtype), (dh * gelu).astype(dtype)
-            if plan.joined:
-                d = (jnp.stack(d, axis=2).transpose(0, 2, 1).reshape(plan.block, -1),)
-                tile.store(dhidden_ref, plan.both(i), d[0])
-            else:
-                for part, offset in zip(d, (0, plan.hidden), strict=True):
-                    tile.store(dhidden_ref, chunk, part, offset)
-            for part, weights in zip(d, w1, strict=True):
-                dn = [total + _dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
-            return dn
-
-        dn = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
-        if weights is None:
-            dn = lax.fori_loop(0, plan.steps, lambda i, dn: step(i, dn, *load(i)), dn)
+    def step(i: Array, dn: list[Array]) -> list[Array]:
+        chunk, (w1, w2) = plan.columns(i), _load_weights(plan, i, first_refs, w2_ref)
+        for w in w1:
+            list(w)
+        a, c = _first(plan, normed, w1, chunk, b11, b12)
+        dh = _dot_pieces(dout, [w.T for w in w2])
+        cumulative = pallas_gelu.cumulative(a, plan.interpret)
+        gelu, slope = a * cumulative, pallas_gelu.slope(a, cumulative, plan.interpret)
+        tile.store(h_ref, chunk, branch * gelu * c)
+        d = (dh * c * slope).astype(dtype), (dh * gelu).astype(dtype)
+        if plan.joined:
+            d = (jnp.stack(d, axis=2).transpose(0, 2, 1).reshape(plan.block, -1),)
+            tile.store(dhidden_ref, plan.both(i), d[0])
         else:
-            for i, matrices in enumerate(weights):
-                dn = step(i, dn, *matrices)
-        # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
-        again = _floats([tile.load(x_ref, p) for p in channels])
-        if not plan.keep:
-            mean, inverse = pallas_rows.moments(again, channels, plan.channels)
-        again = pallas_rows.rescale(again, channels, mean, inverse)
-        g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
-        dx = pallas_rows.standardise_gradient(g, again, inverse, plan.channels)
-        for p, value in zip(channels, dx, strict=True):
-            tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
+            for part, offset in zip(d, (0, plan.hidden), strict=True):
+                tile.store(dhidden_ref, chunk, part, offset)
+        for part, weights in zip(d, w1, strict=True):
+            dn = [total + _dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
+        return dn
 
-    _walk(plan, x_ref, channels, load, run)
+    zeros = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
+    dn = lax.fori_loop(0, plan.steps, step, zeros)
+    # LayerNorm's backward pass. Its input is read again, as the loop needs all registers.
+    again = pallas_rows.rescale(_floats(tile, x_ref), channels, mean, inverse)
+    g = [d * vector(gamma, p) for d, p in zip(dn, channels, strict=True)]
+    dx = pallas_rows.standardise_gradient(g, again, inverse, plan.channels)
+    for p, value in zip(channels, dx, strict=True):
+        tile.store(dx_ref, p, tile.load(dy_ref, p) + value)
 
 
 def _store_column(tile: Tile, ref: Any, start: int, column: Float[Array, "block 1"]) -> None:
@@ -387,7 +345,8 @@ def forward(plan: Plan, x: Array, branch_scale: Array, *weights: Array) -> Array
     rows = x.reshape(plan.rows, plan.channels)
     out = jax.ShapeDtypeStruct(rows.shape, rows.dtype)
     weights = _kernel_weights(plan, weights, x.dtype)
-    y = _call(_forward_kernel, plan, out, rows, branch_scale, *weights)
+    kernel = _staying_forward_kernel if plan.programs else _forward_kernel
+    y = _call(kernel, plan, out, rows, branch_scale, *weights)
     return y.reshape(x.shape)
 
 
