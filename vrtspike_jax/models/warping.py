@@ -13,6 +13,7 @@ from vrtspike_jax.ops import (
     deform_conv2d,
     flow_guided_deform_conv,
     flow_warp,
+    join,
     quad_size,
     raw_channels,
 )
@@ -104,11 +105,13 @@ class FlowGuidedDeformConv(nn.Module):
             flow_warp(x, flow, implementation=kernels)
             for x, flow in zip(sources, flows, strict=True)
         ]
-        y = jnp.concatenate(warped + [target] + [f.astype(self.dtype) for f in flows], axis=-1)
+        parts = [*warped, target, *(f.astype(self.dtype) for f in flows)]
+        y, channels = join(parts, kernels), sum(part.shape[-1] for part in parts)
         for i in range(3):
-            parameters = ConvParameters(self.dim, (3, 3), name=f"conv_offset_{2 * i}")(y.shape[-1])
+            parameters = ConvParameters(self.dim, (3, 3), name=f"conv_offset_{2 * i}")(channels)
             kernel, bias = (a.astype(self.dtype) for a in parameters)
             y = named_leaky_relu(conv(y, kernel, kernels) + bias, OFFSET_FEATURES)
+            channels = self.dim
         x = jnp.concatenate(sources, axis=-1)
         weight = self.param("weight", torch_uniform, (3, 3, self.dim, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))

@@ -1,6 +1,6 @@
 """Differentiable operations that the models share, each with a plain reference."""
 
-from vrtspike_jax.ops.convolution import conv, conv_relu
+from vrtspike_jax.ops.convolution import conv, conv_relu, join
 from vrtspike_jax.ops.deform_conv import (
     deform_conv2d,
     flow_guided_deform_conv,
@@ -21,6 +21,7 @@ __all__ = [
     "flow_guided_deform_conv",
     "flow_warp",
     "gated_mlp",
+    "join",
     "layer_norm",
     "quad_size",
     "raw_channels",

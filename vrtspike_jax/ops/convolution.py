@@ -2,8 +2,8 @@
 
 On CUDA GPUs (elsewhere they are what they look like):
 
-- Channels are filled up with zeros to a multiple of 8: with VRT's 194 a convolution takes 1.5 to
-  1.8 times as long as with 200 (H100, bfloat16).
+- `join` fills channels up with zeros to a multiple of 8: with VRT's 194 a convolution takes 1.5 to
+  1.8 times as long as with 200 (H100, bfloat16). A pass of its own would cost as much again.
 - Maps of few pixels have the gradient of their kernel computed in float32: as fast there, and in
   bfloat16 cuDNN needs a second for each shape to prepare its candidates.
 - `conv_relu` multiplies float16 in the place of TF32, in which JAX multiplies float32 on GPUs
@@ -13,6 +13,7 @@ On CUDA GPUs (elsewhere they are what they look like):
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,33 @@ SMALL = 2**15
 _TF32 = (None, "default", "fastest", "tensorfloat32")
 
 
+def join(
+    parts: Sequence[Float[Array, "n h w _"]], implementation: str = "auto"
+) -> Float[Array, "n h w c"]:
+    """Joins maps along the channels, for `conv`.
+
+    Args:
+        parts: Maps of one size.
+        implementation: As `conv` takes it.
+
+    Returns:
+        The joined map; unless this is left to XLA, with zeros up to a multiple of 8 channels.
+    """
+    missing = -sum(part.shape[-1] for part in parts) % 8
+    if missing and dispatch.uses_kernels(implementation):
+        parts = [*parts, jnp.zeros((*parts[0].shape[:-1], missing), parts[0].dtype)]
+    return jnp.concatenate(parts, axis=-1)
+
+
 def conv(
     x: Float[Array, "n h w c"],
-    kernel: Float[Array, "kh kw c features"],
+    kernel: Float[Array, "kh kw c_in features"],
     implementation: str = "auto",
 ) -> Float[Array, "n h w features"]:
     """Convolution with zeros around the map and a result of the same size.
 
     Args:
-        x: Feature maps.
+        x: Feature maps, perhaps of more channels than the kernel takes: the last do not count.
         kernel: Weights, of x's dtype.
         implementation: "auto" and "pallas" take cuDNN's favourite form on CUDA GPUs; "xla" leaves
             all to the compiler; "interpret" takes that form on the CPU, for tests.
@@ -45,6 +64,7 @@ def conv(
         ValueError: for an unknown implementation.
     """
     dispatch.check("conv", implementation)
+    kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, x.shape[-1] - kernel.shape[2]), (0, 0)])
     if not dispatch.uses_kernels(implementation):
         return _plain(x, kernel)
     return _conv(implementation == "interpret", x, kernel)
@@ -88,15 +108,6 @@ def _plain(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
-def _filled(x: Array, kernel: Array) -> Array:
-    """`_plain` with channels filled up."""
-    missing = -x.shape[-1] % 8
-    if missing:
-        x = jnp.pad(x, [(0, 0)] * 3 + [(0, missing)])
-        kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, missing), (0, 0)])
-    return _plain(x, kernel)
-
-
 def _pull(dtype: jnp.dtype, x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
     """Gradients of x and kernel, multiplied in `dtype`, that of a small map's kernel in float32."""
 
@@ -105,7 +116,7 @@ def _pull(dtype: jnp.dtype, x: Array, kernel: Array, dy: Array) -> tuple[Array, 
         value, other = arrays[argument], arrays[1 - argument]
 
         def run(value: Array) -> Array:
-            return _filled(value, other) if argument == 0 else _filled(other, value)
+            return _plain(value, other) if argument == 0 else _plain(other, value)
 
         return jax.vjp(run, value)[1](dy.astype(dtype))[0]
 
@@ -119,7 +130,7 @@ def _plain_pull(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(interpret: bool, x: Array, kernel: Array) -> Array:
-    return dispatch.on_cuda(_filled, _plain, x, kernel, interpret=interpret)
+    return dispatch.on_cuda(_plain, _plain, x, kernel, interpret=interpret)
 
 
 def _conv_forward(interpret: bool, *args: Array) -> tuple[Array, tuple[Array, ...]]:
