@@ -130,10 +130,10 @@ def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fiel
     # With two warps, wider heads would not fit registers.
     narrow, biased = head_width(dim) <= 32, fields.get("biased")
     if narrow and biased and layout.tokens > 128:
-        # Forward 438 to 425 (320 tokens). 128 tokens, with a guess of the peak: 314 to 358.
+        # Forward 438 to 425, 320 tokens.
         launches["forward"] = Launch(group=2, warps=2, stages=3, queries=64, keys=32)
     elif narrow and not biased and layout.tokens <= 64:
-        # Backward 438 to 389. Forward 268 to 215, with a guess of the peak.
+        # Backward 438 to 389.
         launches["forward"] = Launch(group=1, warps=2, stages=3, queries=64, keys=32)
         launches["whole"] = Launch(group=1, warps=2, stages=2, queries=32, keys=64)
     plan = Plan(layout, heads, dim, **launches | fields)
