@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vrtspike_jax.convert.npz import read_npz
+from vrtspike_jax.ops import conv
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,13 +98,7 @@ def vgg16_features(
         if index > max(taps):
             break
         layer = params[f"features.{index}"]
-        x = jax.lax.conv_general_dilated(
-            x,
-            layer["kernel"].astype(dtype),
-            window_strides=(1, 1),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = conv(x, layer["kernel"].astype(dtype), "xla")
         x = jax.nn.relu(x + layer["bias"].astype(dtype))
         features[index] = x
         if index in _POOL_AFTER:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops import layer_norm
+from vrtspike_jax.ops import conv, layer_norm
 from vrtspike_jax.ops.partition import splits_rows
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -74,13 +74,7 @@ class FrameConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (1, 3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         frames = x.reshape((-1,) + x.shape[2:]).astype(self.dtype)
-        y = jax.lax.conv_general_dilated(
-            frames,
-            kernel[0].astype(self.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = conv(frames, kernel[0].astype(self.dtype), "xla")
         return (y + bias.astype(self.dtype)).reshape(x.shape[:-1] + (self.features,))
 
 

@@ -64,7 +64,9 @@ def conv(
         ValueError: for an unknown implementation.
     """
     dispatch.check("conv", implementation)
-    kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, x.shape[-1] - kernel.shape[2]), (0, 0)])
+    extra = x.shape[-1] - kernel.shape[2]
+    if extra:
+        kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, extra), (0, 0)])
     if not dispatch.uses_kernels(implementation):
         return _plain(x, kernel)
     return _conv(implementation == "interpret", x, kernel)
