@@ -27,7 +27,7 @@ from vrtspike_jax.ops.attention_tiles import (
     walk,
     walk_queries,
 )
-from vrtspike_jax.ops.pallas_assembly import assembly
+from vrtspike_jax.ops.pallas_assembly import opaque
 
 __all__ = ["bias_kernel", "key_kernel", "query_kernel", "window_kernel"]
 
@@ -190,7 +190,9 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
         store(*lax.fori_loop(0, plan.tiles(size), drop, start))
 
     def store(gradients: list, dq_sum: Array | None) -> None:
-        again = window if plan.interpret else _unknown(window, rows)
+        # The compiler would keep these addresses in registers all along the loop before: 40 bytes
+        # spilled instead of 8, in shifted windows of 320.
+        again = opaque(jnp.broadcast_to(window, (rows,)), plan.interpret)
         for tile, (dk, dv) in enumerate(gradients):
             keys = Side(plan, again, jnp.int32(tile), region_ref, rows)
             keys.store(dk_ref, keys.key_rows, columns[1], dk * key_scale)
@@ -210,15 +212,6 @@ def window_kernel(*refs: Any, plan: Plan, packed: bool) -> None:
         # All or none. The compiler would unroll a loop of so few or no steps, and what lies on
         # both sides of a branch takes registers: 182 or 197 instead of 168.
         lax.cond(dropped[0] < dropped[1], skip, attend)
-
-
-def _unknown(number: Array, size: int) -> Array:
-    """A vector of the number, as one that the compiler does not know.
-
-    It computes what depends on that where it is needed, here addresses after a loop, which it
-    would keep in registers all along: 8 bytes spilled instead of 40, in shifted windows of 320.
-    """
-    return assembly("add.u32 $0, $1, 0;", jnp.broadcast_to(number, (size,)))
 
 
 def _store_sums(plan: Plan, ref: Any, window: Array, head: Array, totals: tuple) -> None:

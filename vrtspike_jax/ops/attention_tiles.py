@@ -12,10 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from vrtspike_jax.ops.pallas_assembly import assembly
+from vrtspike_jax.ops.pallas_assembly import LOG2_E, assembly
 from vrtspike_jax.ops.window_layout import OTHER_REGION, FrameWindows, PackedWindows
 
-LOG2_E = math.log2(math.e)
 # Most elements of a window's keys, for a head, whose gradients fit a program's registers: with 4
 # warps, those of keys and values take 80 of the 255 that a thread has.
 WHOLE_ELEMENTS = 320 * 16
@@ -126,9 +125,9 @@ class Plan:
 def make_plan(layout: PackedWindows | FrameWindows, heads: int, dim: int, **fields: Any) -> Plan:
     """Chooses how kernels run, and whether one computes the gradients of whole windows."""
     launches = {"whole": Launch(group=1, warps=4, stages=2)}
-    # Microseconds of a call on an H100, 5 or 6 frames of 256 x 256 and 6 heads of 16 channels:
     # With two warps, wider heads would not fit registers.
     narrow, biased = head_width(dim) <= 32, fields.get("biased")
+    # Microseconds of a call on an H100, 5 or 6 frames of 256 x 256 and 6 heads of 16 channels.
     if narrow and biased and layout.tokens > 128:
         # Forward 438 to 425, 320 tokens.
         launches["forward"] = Launch(group=2, warps=2, stages=3, queries=64, keys=32)

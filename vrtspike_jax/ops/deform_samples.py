@@ -1,7 +1,6 @@
 """Where a deformable convolution samples, as tiles that its kernels share."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,10 +9,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops.pallas_assembly import assembly, multiply_add
+from vrtspike_jax.ops.pallas_assembly import LOG2_E, assembly, multiply_add, opaque
 
 TAPS = 9
-LOG2_E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +113,10 @@ class Samples:
             self.valid = flat < plan.total
         inner = jnp.arange(plan.quad, dtype=jnp.int32)
         group = quad * plan.quad + inner
-        self.parts = [
-            (flat[:, None], quad, tap, jnp.int32(part), _opaque(inner, plan)[None, :])
-            for part in range(3)
-        ]
+        # Of consecutive indices, the compiler would read neighbours with one thread, and then move
+        # them to the threads that gather.
+        hidden = opaque(inner, plan.interpret)[None, :]
+        self.parts = [(flat[:, None], quad, tap, jnp.int32(part), hidden) for part in range(3)]
         self.mask = None
         if self.valid is not None:
             self.mask = jnp.broadcast_to(self.valid[:, None], (plan.pixels, plan.quad))
@@ -185,14 +183,6 @@ def _neighbours(low: Array, size: int) -> list[tuple[Array, Array]]:
     return [
         (jnp.clip(index, 0, size - 1), (index >= 0) & (index < size)) for index in (low, low + 1)
     ]
-
-
-def _opaque(index: Array, plan: Plan) -> Array:
-    """Hides from the compiler that indices are consecutive.
-
-    It would read neighbours with one thread, and then move them to the threads that gather.
-    """
-    return index if plan.interpret else assembly("mov.u32 $0, $1;", index)
 
 
 def _logistic(x: Array, plan: Plan) -> Array:

@@ -1,9 +1,13 @@
 """PTX in Triton kernels, where neither Triton nor what follows it finds the short form."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
+
+LOG2_E = math.log2(math.e)
 
 
 def assembly(code: str, *args: Array) -> Array:
@@ -30,3 +34,8 @@ def multiply_add(a: Array | float, b: Array, c: Array | float, interpret: bool) 
         return a * b + c
     a, c = (jnp.broadcast_to(jnp.float32(term), b.shape) for term in (a, c))
     return assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
+
+
+def opaque(number: Array, interpret: bool) -> Array:
+    """The same int32 numbers, of which the compiler does not know where they come from."""
+    return number if interpret else assembly("mov.u32 $0, $1;", number)

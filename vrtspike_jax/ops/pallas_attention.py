@@ -39,7 +39,6 @@ from vrtspike_jax.ops.attention_gradients import (
 )
 from vrtspike_jax.ops.attention_tiles import (
     DROPPED_LSE,
-    LOG2_E,
     Launch,
     Plan,
     Side,
@@ -53,6 +52,7 @@ from vrtspike_jax.ops.attention_tiles import (
     walk,
 )
 from vrtspike_jax.ops.carried_bias import row_sum
+from vrtspike_jax.ops.pallas_assembly import LOG2_E
 from vrtspike_jax.ops.window_layout import PackedWindows
 
 __all__ = ["Launch", "Plan", "backward", "forward", "make_plan", "run_backward", "run_forward"]

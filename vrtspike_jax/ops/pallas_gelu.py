@@ -12,14 +12,14 @@ import struct
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
-from vrtspike_jax.ops.pallas_assembly import assembly
+from vrtspike_jax.ops.pallas_assembly import LOG2_E, assembly
 
 # Abramowitz and Stegun 7.1.26 for half of the complementary error function: with
 # t = 1 / (1 + SHIFT |a|) it is exp(-a^2 / 2) times a polynomial of t without a constant term.
 # |error| < 1e-7, far below bfloat16.
 SERIES = tuple(0.5 * c for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
 SHIFT = 0.3275911 * math.sqrt(0.5)
-EXPONENT = -0.5 * math.log2(math.e)  # exp(-a^2 / 2) is 2 to the power of this times a^2.
+EXPONENT = -0.5 * LOG2_E  # exp(-a^2 / 2) is 2 to the power of this times a^2.
 DENSITY = 1 / math.sqrt(2 * math.pi)
 
 
