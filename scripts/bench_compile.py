@@ -96,9 +96,11 @@ def _run(options: dict[str, str]) -> tuple[dict, dict[str, Phase]]:
 def _measure(args: argparse.Namespace, options: dict[str, str]) -> dict:
     import jax
 
-    from vrtspike_jax import benchmark
+    from vrtspike_jax import benchmark, compiler
     from vrtspike_jax.cli.configs import load_config
 
+    chosen = _compiler_options(options)
+    compiler.options = lambda: chosen  # what workloads are jitted with, and could only be added to
     config = load_config(args.config, args.set)
     size, data = args.size or config.data.crop_size, config.data
     build = {"train": benchmark.train_workload, "infer": benchmark.infer_workload}[args.mode]
@@ -108,7 +110,7 @@ def _measure(args: argparse.Namespace, options: dict[str, str]) -> dict:
     times.append(time.perf_counter())
     lowered = traced.lower()
     times.append(time.perf_counter())
-    compiled = lowered.compile(compiler_options=_compiler_options(options))
+    compiled = lowered.compile()
     times.append(time.perf_counter())
     state, *rest = workload.args
     state, _ = jax.block_until_ready(compiled(state, *rest))

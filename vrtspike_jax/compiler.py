@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+TUNED = Path(__file__).with_name("tuned.pbtxt")
+
 _GPU = {
     # cuBLAS adds the bias in its products' last step; products that the compiler writes itself as
     # Triton kernels do not, are no faster at these shapes, and take minutes to tune.
@@ -18,12 +20,16 @@ _GPU = {
     # A product that reads weights where they lie in the optimiser's vector, or writes into a slice
     # of one, is not tuned, and fails where the slice does not begin at a multiple of 16 bytes.
     "xla_gpu_enable_dynamic_slice_fusion": False,
+    # What `scripts/tune.py` found fastest, so that it need not be found again: half of the time to
+    # compile a train step. The compiler looks results up by operation, GPU and versions, and tunes
+    # what it does not find there.
+    "xla_gpu_load_autotune_results_from": str(TUNED),
 }
 
 
 @functools.cache
-def _knows(name: str, value: bool | int) -> bool:
-    """Whether this version of the compiler has an option."""
+def _knows(name: str, value: bool | int | str) -> bool:
+    """Whether this version of the compiler has an option, and can read the file that it names."""
     try:
         jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:
@@ -31,7 +37,7 @@ def _knows(name: str, value: bool | int) -> bool:
     return True
 
 
-def options() -> dict[str, bool | int] | None:
+def options() -> dict[str, bool | int | str] | None:
     """Compiler options for this machine's default backend, or None."""
     if jax.default_backend() != "gpu":
         return None
