@@ -13,7 +13,7 @@ from vrtspike_jax.models.attention import TMSAG
 from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm, add_product, as_rows
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.sharing import apply_shared
-from vrtspike_jax.models.warping import OFFSET_FEATURES, ParallelWarping
+from vrtspike_jax.models.warping import OFFSET_FEATURES, RAW_OFFSETS, ParallelWarping
 from vrtspike_jax.ops.deform_conv import SAVED_NAME
 
 
@@ -54,8 +54,11 @@ def _frugal(*names: str) -> type[nn.Module]:
 
 
 # The sampled features are a small part of what warping keeps otherwise, and its dearest; next are
-# the convolutions that lead to the offsets.
-_WARPINGS = {"block": _frugal(SAVED_NAME), "light": _frugal(SAVED_NAME, OFFSET_FEATURES)}
+# the convolutions that lead to the offsets, and then the offsets.
+_WARPINGS = {
+    "block": _frugal(SAVED_NAME),
+    "light": _frugal(SAVED_NAME, OFFSET_FEATURES, RAW_OFFSETS),
+}
 
 
 class Stage(nn.Module):

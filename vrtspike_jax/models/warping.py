@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.layers import ConvParameters, GatedMlp, named_leaky_relu, torch_uniform
@@ -19,7 +20,9 @@ from vrtspike_jax.ops import (
 )
 from vrtspike_jax.ops.dispatch import without_cudnn
 
-# Name of what the convolutions of the sampling offsets return, for rematerialisation policies.
+# Names of what the convolutions of the sampling offsets return, the last of them and the others
+# before it, for rematerialisation policies.
+RAW_OFFSETS = "raw_offsets"
 OFFSET_FEATURES = "offset_features"
 # flows[distance - 1][scale]: (B, T - distance, H / 2**scale, W / 2**scale, 2)
 Flows = list[list[Float[Array, "b pairs h w 2"]]]
@@ -120,6 +123,7 @@ class FlowGuidedDeformConv(nn.Module):
         if groups % len(flows) == 0:
             quad = quad_size(groups, len(flows), x.shape[-1])
             y = ReorderedConv(tuple(raw_channels(groups, quad)), kernels, self.dtype, name=last)(y)
+            y = checkpoint_name(y, RAW_OFFSETS)
             y = y.reshape(*y.shape[:3], groups // quad, 9, 3, quad)
             return flow_guided_deform_conv(
                 x, y, flow, weight, bias, self.max_residue_magnitude, kernels
