@@ -118,7 +118,7 @@ def make_plans(
 ) -> Plans | None:
     """Plans, or None where the kernels do not serve: for these sizes, this dtype or this GPU."""
     both = zip((channels, features), LARGEST, strict=True)
-    fits = all(n % WIDTH == 0 and n <= largest for n, largest in both)
+    fits = all(n % WIDTH == 0 and n <= largest for n, largest in both) and features >= channels
     if not fits or rows * features >= 2**31:  # what the kernels count in
         return None
     if not interpret and (dtype.itemsize != 2 or not large_multiprocessors()):
@@ -174,7 +174,9 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, gamma_ref, beta_ref, weight_ref, bias_ref, y_ref = refs
     own = pl.program_id(0)
     weights = [[matrix(weight_ref, c, f) for c in plan.inner] for f in plan.outer]
-    gamma, beta = ([vector(ref, c) for c in plan.loaded] for ref in (gamma_ref, beta_ref))
+    gamma, beta = (
+        [vector(ref, c).astype(jnp.float32) for c in plan.loaded] for ref in (gamma_ref, beta_ref)
+    )
 
     def walk(turn: Array, _: list) -> list:
         tile = Tile(plan, own + turn * plan.programs)
@@ -195,7 +197,7 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
     x_ref, dy_ref, around_ref, scale_ref, gamma_ref, weight_ref, dx_ref, sums_ref = refs
     own, interpret, dtype = pl.program_id(0), plan.interpret, weight_ref.dtype
-    weights = [[matrix(weight_ref, f, c) for f in plan.outer] for c in plan.inner]
+    weights = [[matrix(weight_ref, c, f).T for f in plan.outer] for c in plan.inner]
 
     def walk(turn: Array, sums: tuple) -> tuple:
         products, totals = sums
@@ -225,10 +227,10 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
     products, totals = lax.fori_loop(0, plan.turns, walk, (products, totals))
     for f, line in zip(plan.outer, products, strict=True):
         for c, value in zip(plan.inner, line, strict=True):
-            _store(sums_ref, own, f, c, value)
+            _store_transposed(sums_ref, own, f, c, value)
     for c, value in zip(plan.loaded, totals, strict=True):
         column = c[0] + jnp.arange(c[1], dtype=jnp.int32)
-        plgpu.store(sums_ref.at[own, plan.features, column], jnp.sum(value, axis=0))
+        plgpu.store(sums_ref.at[own, plan.channels, column], jnp.sum(value, axis=0))
 
 
 def _scaled_gradient(
@@ -255,7 +257,8 @@ def _scaled_gradient(
     scaled = []
     for value, (start, *_) in zip(dn, plan.loaded, strict=True):
         value = value.reshape(plan.block, -1, 8).astype(jnp.float32).reshape(shape)
-        scaled.append(value * plgpu.load(gamma_ref.at[start + column]))
+        gamma = plgpu.load(gamma_ref.at[start + column]).astype(jnp.float32)
+        scaled.append(value * gamma)
     return scaled
 
 
@@ -281,11 +284,11 @@ def _add_gradient(
     return dx, floats
 
 
-def _store(ref: Any, own: Array, rows: Piece, columns: Piece, value: Array) -> None:
+def _store_transposed(ref: Any, own: Array, rows: Piece, columns: Piece, value: Array) -> None:
     row, column = (p[0] + jnp.arange(p[1], dtype=jnp.int32) for p in (rows, columns))
     mask = inside(rows)
     mask = None if mask is None else jnp.broadcast_to(mask[:, None], value.shape)
-    plgpu.store(ref.at[own, row[:, None], column[None]], value, mask=mask)
+    plgpu.store(ref.at[own, column[None], row[:, None]], value, mask=mask)
 
 
 def _call(kernel: Any, plan: Plan, outputs: Any, *inputs: Array) -> Any:
@@ -302,7 +305,6 @@ def forward(
     bias: Float[Array, " features"],
 ) -> Float[Array, "rows features"]:
     """The projection of LayerNorm's result."""
-    gamma, beta, bias = (v.astype(jnp.float32) for v in (gamma, beta, bias))
     output = jax.ShapeDtypeStruct((plan.rows, plan.features), x.dtype)
     return _call(_forward_kernel, plan, output, x, gamma, beta, weight.astype(x.dtype), bias)
 
@@ -335,14 +337,15 @@ def backward(
     """
     outputs = [
         jax.ShapeDtypeStruct(x.shape, x.dtype),
-        jax.ShapeDtypeStruct((plan.programs, plan.features + 1, plan.channels), jnp.float32),
+        # The last row is for the sum of what comes around the branch, and longer than that.
+        jax.ShapeDtypeStruct((plan.programs, plan.channels + 1, plan.features), jnp.float32),
     ]
-    gamma, beta, weight = (v.astype(jnp.float32) for v in (gamma, beta, weight))
-    inputs = x, dy, around, scale.astype(jnp.float32), gamma, weight.T.astype(x.dtype)
+    inputs = x, dy, around, scale.astype(jnp.float32), gamma, weight.astype(x.dtype)
     dx, sums = _call(_backward_kernel, plan, outputs, *inputs)
     sums = jnp.sum(sums, axis=0)
-    products, total = sums[:-1].T, sums[-1]
+    products, total = sums[:-1], sums[-1, : plan.channels]
     bias = jnp.mean(products, axis=0) / SHIFT
     products -= SHIFT * bias
+    gamma, beta, weight = (v.astype(jnp.float32) for v in (gamma, beta, weight))
     dgamma, dbeta = jnp.sum(weight * products, axis=1), jnp.sum(weight * bias, axis=1)
     return dx, dgamma, dbeta, gamma[:, None] * products + beta[:, None] * bias, total
