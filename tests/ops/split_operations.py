@@ -77,6 +77,17 @@ def normalised(with_input):
     return run, split, [normal(i, 32) for i in (1, 2, 3)]
 
 
+def normed_and_projected():
+    def run(x, scale, gamma, beta, weight, bias, last, implementation):
+        carried, kernels = (last, scale), implementation
+        y, x = ops.normed_projection(x, gamma, beta, weight, bias, carried, implementation=kernels)
+        return jnp.concatenate([y, x], axis=-1)
+
+    split = [normal(0, BATCH, 3, 20, 32), normal(8, BATCH)]
+    shapes = (32,), (32,), (32, 96), (96,), (32,)
+    return run, split, [normal(i, *s) for i, s in enumerate(shapes, 1)]
+
+
 def warp(channels):
     def run(x, flow, implementation):
         return ops.flow_warp(x, flow, implementation=implementation)
@@ -125,6 +136,7 @@ OPERATIONS = {
     "feed-forward without scale": functools.partial(feed_forward, False),
     "normalised": functools.partial(normalised, False),
     "normalised with input": functools.partial(normalised, True),
+    "normed projection": normed_and_projected,
     "warp": functools.partial(warp, 16),
     "warp of few channels": functools.partial(warp, 3),
     "deformable": deformable,

@@ -13,6 +13,7 @@ FEW = (
     "mutual attention",
     "feed-forward",
     "normalised with input",
+    "normed projection",
     "warp",
     "deformable",
     "time with bias",

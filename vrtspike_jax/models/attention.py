@@ -12,14 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from vrtspike_jax.models.layers import (
     GatedMlpParameters,
-    LayerNorm,
     LayerNormParameters,
     Projection,
     add_product,
 )
 from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.models.stored import apart
-from vrtspike_jax.ops import gated_mlp, shifted_window_attention
+from vrtspike_jax.ops import gated_mlp, layer_norm, normed_projection, shifted_window_attention
 from vrtspike_jax.ops.dispatch import without_cudnn
 from vrtspike_jax.ops.window_attention import SAVED_NAMES
 from vrtspike_jax.ops.window_layout import Size3
@@ -130,9 +129,29 @@ class WindowAttention(nn.Module):
         tiles = x.reshape(b, t, h // height, height, w // width, width, c)
         return (tiles + encoding[:, None]).reshape(x.shape)
 
-    def __call__(
+    def project(
+        self, x: Float[Array, "b t h w c"], shift: Size3
+    ) -> tuple[Float[Array, "b t h w c3"], Float[Array, "b t h w c3"] | None]:
+        """Queries, keys and values of a map, and those for mutual attention if there is any."""
+        mutual = self.qkv_mut(self._position(x, shift)) if self.mut_attn else None
+        return self.qkv_self(x), mutual
+
+    def project_normed(
         self,
         x: Float[Array, "b t h w c"],
+        norm: tuple[Float[Array, " c"], Float[Array, " c"]],
+        scale: Float[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b t h w c3"], Float[Array, "b t h w c"]]:
+        """Queries, keys and values of LayerNorm's result, and its input for the residual sum."""
+        weights = self.qkv_self.kernel, self.qkv_self.bias
+        carried = self.proj.bias, scale
+        kernels = without_cudnn(self.kernels)
+        return normed_projection(x, *norm, *weights, carried, self.dtype, kernels)
+
+    def __call__(
+        self,
+        qkv: Float[Array, "b t h w c3"],
+        mutual: Float[Array, "b t h w c3"] | None,
         window: Size3,
         shift: Size3,
         scale: Float[Array, " b"] | None = None,
@@ -144,12 +163,11 @@ class WindowAttention(nn.Module):
         Those past the first `kept_frames` frames are not to be used.
         """
         table = self.relative_position_bias_table
-        mutual, carried = None, [self.qkv_self.bias]
+        carried = [self.qkv_self.bias]
         if self.mut_attn:
-            mutual = self.qkv_mut(self._position(x, shift))
             carried.append(self.qkv_mut.bias)
         out = shifted_window_attention(
-            self.qkv_self(x),
+            qkv,
             position_bias(table, self.window_size, math.prod(window)),
             window=window,
             shift=shift,
@@ -201,12 +219,18 @@ class TMSA(nn.Module):
             self.dtype,
             name="attn",
         )
-        norm = LayerNorm(without_cudnn(self.kernels), self.dtype, name="norm1")
-        x, original = norm(x, with_input=True, carried=(attention.proj.bias, scale))
+        norm = LayerNormParameters(name="norm1")(self.dim)
         padding = [(0, -s % w) for s, w in zip(size, window, strict=True)]
-        x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+        if self.mut_attn or any(map(any, padding)):
+            carried, kernels = (attention.proj.bias, scale), without_cudnn(self.kernels)
+            x, original = layer_norm(x, *norm, self.dtype, True, kernels, carried)
+            x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+            qkv, mutual = attention.project(x, shift)
+        else:
+            mutual = None
+            qkv, original = attention.project_normed(x, norm, scale)
         # Padded frames are keys and values like others (published behaviour), but their results go.
-        x = attention(x, window, shift, scale, size[0])
+        x = attention(qkv, mutual, window, shift, scale, size[0])
         x = x[:, : size[0], : size[1], : size[2]]
         return checkpoint_name(add_product(original, x), ATTENDED)
 

@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import conv, layer_norm
+from vrtspike_jax.ops.normed_projection import project
 from vrtspike_jax.ops.partition import splits_rows
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -105,24 +106,16 @@ class LayerNorm(nn.Module):
     float32 copies.
 
     Attributes:
-        kernels: Implementation of `layer_norm`.
         dtype: Compute dtype.
     """
 
-    kernels: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "... c"],
-        with_input: bool = False,
-        carried: tuple[Array, Array | None] | None = None,
-    ) -> Float[Array, "... c"] | tuple[Array, Array]:
-        """The normalised features; `with_input` with x, for a residual sum (see `layer_norm`)."""
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.dtype, with_input, self.kernels, carried)
+        return layer_norm(x, scale, bias, self.dtype, implementation="xla")
 
 
 class LayerNormParameters(nn.Module):
@@ -199,10 +192,7 @@ class Projection(nn.Module):
         if scale is not None and len(scale) == 1:
             # The compiler can then leave it to cuBLAS to add the bias, and what is added to this.
             kernel, bias, scale = kernel * scale, None if bias is None else bias * scale, None
-        y = as_rows(x).astype(self.dtype) @ kernel.astype(self.dtype)
-        if bias is not None:
-            y += jax.lax.stop_gradient(bias.astype(self.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
+        y = project(x, kernel, bias, self.dtype)
         if scale is not None:
             y *= scale.reshape(-1, *[1] * (x.ndim - 1)).astype(self.dtype)
         return y

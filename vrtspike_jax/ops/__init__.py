@@ -10,6 +10,7 @@ from vrtspike_jax.ops.deform_conv import (
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
 from vrtspike_jax.ops.layer_norm import layer_norm
+from vrtspike_jax.ops.normed_projection import normed_projection
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
 from vrtspike_jax.ops.temporal_attention import temporal_attention
 from vrtspike_jax.ops.window_attention import shifted_window_attention, window_attention
@@ -23,6 +24,7 @@ __all__ = [
     "gated_mlp",
     "join",
     "layer_norm",
+    "normed_projection",
     "quad_size",
     "raw_channels",
     "resize_align_corners",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
@@ -37,3 +38,14 @@ def launch(
         compiler_params=plgpu.CompilerParams(num_warps=plan.warps, num_stages=stages),
         name=operation + kernel.__name__,
     )(*inputs)
+
+
+def large_multiprocessors() -> int:
+    """Those of this machine's GPU if they have 227 KiB of shared memory each, for programs; else 0.
+
+    For programs that stay, with all weights in shared memory, and walk over tiles.
+    """
+    device = jax.local_devices()[0]
+    # Hopper, and Blackwell's servers.
+    large = str(getattr(device, "compute_capability", "")) in ("9.0", "10.0", "10.3")
+    return getattr(device, "core_count", 0) if large else 0

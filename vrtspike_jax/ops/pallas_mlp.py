@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_gelu, pallas_rows
-from vrtspike_jax.ops.pallas_launch import launch
-from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, pieces, vector
+from vrtspike_jax.ops.pallas_launch import large_multiprocessors, launch
+from vrtspike_jax.ops.pallas_rows import Piece, Tile, matrix, pieces, vector
 
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
@@ -125,32 +124,11 @@ def make_plans(
     weights = 3 * channels * hidden * jnp.dtype(dtype).itemsize
     programs = 0
     if joined and not interpret and weights <= STAYING_BYTES:
-        programs = 2 * _large_multiprocessors()
+        programs = 2 * large_multiprocessors()
     return Plans(
         Plan(*sizes, **FORWARD, programs=programs, joined=programs > 0, interpret=interpret),
         Plan(*sizes, **BACKWARD, joined=joined, interpret=interpret),
     )
-
-
-def _large_multiprocessors() -> int:
-    """Those of this machine's GPU, if their shared memory holds two programs that stay; else 0."""
-    device = jax.local_devices()[0]
-    # Hopper, and Blackwell's servers.
-    large = str(getattr(device, "compute_capability", "")) in ("9.0", "10.0", "10.3")
-    return getattr(device, "core_count", 0) if large else 0
-
-
-def _matrix(ref: Any, row_piece: Piece, column_piece: Piece) -> Array:
-    row, column = (
-        start + jnp.arange(width, dtype=jnp.int32) for start, width, _ in (row_piece, column_piece)
-    )
-    mask = None
-    for part, axis in ((inside(row_piece), 1), (inside(column_piece), 0)):
-        if part is not None:
-            part = jnp.broadcast_to(jnp.expand_dims(part, axis), (row_piece[1], column_piece[1]))
-            mask = part if mask is None else mask & part
-    address = ref.at[row[:, None], column[None]]
-    return plgpu.load(address, mask=mask, other=None if mask is None else 0)
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -197,10 +175,10 @@ def _load_weights(plan: Plan, i: Array, first_refs: list, w2_ref: Any) -> tuple[
     chunk, channels = plan.columns(i), plan.pieces
     both = plan.both(i) if plan.joined else chunk
     first = [
-        _Lazy(lambda j, ref=ref: _matrix(ref, channels[j], both), len(channels))
+        _Lazy(lambda j, ref=ref: matrix(ref, channels[j], both), len(channels))
         for ref in first_refs
     ]
-    return first, _Lazy(lambda j: _matrix(w2_ref, chunk, channels[j]), len(channels))
+    return first, _Lazy(lambda j: matrix(w2_ref, chunk, channels[j]), len(channels))
 
 
 def _first(
@@ -241,8 +219,8 @@ def _staying_forward_kernel(*refs: Any, plan: Plan) -> None:
     channels, dtype, own = plan.pieces, x_ref.dtype, pl.program_id(0)
     weights = [_load_weights(plan, i, first_refs, w2_ref) for i in range(plan.steps)]
     for w1, w2 in weights:
-        for matrix in (*w1, w2):
-            list(matrix)
+        for lazy in (*w1, w2):
+            list(lazy)
 
     def walk(turn: Array, _: list) -> list:
         tile = Tile(plan, own + turn * plan.launched)

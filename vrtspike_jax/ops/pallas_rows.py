@@ -86,6 +86,20 @@ def vector(ref: Any, piece: Piece) -> Float[Array, "1 width"]:
     return lax.expand_dims(loaded, (0,))
 
 
+def matrix(ref: Any, rows: Piece, columns: Piece) -> Float[Array, "rows columns"]:
+    """A piece of a matrix, zero where it is not valid."""
+    row, column = (
+        start + jnp.arange(width, dtype=jnp.int32) for start, width, _ in (rows, columns)
+    )
+    mask = None
+    for part, axis in ((inside(rows), 1), (inside(columns), 0)):
+        if part is not None:
+            part = jnp.broadcast_to(jnp.expand_dims(part, axis), (rows[1], columns[1]))
+            mask = part if mask is None else mask & part
+    address = ref.at[row[:, None], column[None]]
+    return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+
 def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
     """Mean over the channels, of pieces that are zero where they are not valid."""
     return sum(jnp.sum(v, axis=1, keepdims=True) for v in values) * (1 / channels)
