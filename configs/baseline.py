@@ -96,7 +96,7 @@ def model_config() -> ml_collections.ConfigDict:
     # frames; 0, as published, is without.
     model.time_slope = 0.0
     # Pixels (times batch) in one chunk of temporal attention; bounds memory on large frames.
-    model.max_batch_tokens = 49_152
+    model.max_batch_tokens = 65_536
     return model
 
 

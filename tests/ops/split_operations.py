@@ -77,6 +77,13 @@ def normalised(with_input):
     return run, split, [normal(i, 32) for i in (1, 2, 3)]
 
 
+def gate():
+    def run(packed, bias, implementation):
+        return ops.gelu_gate(packed, bias, implementation)
+
+    return run, [normal(0, BATCH, 3, 10, 32)], [normal(1, 32)]
+
+
 def normed_and_projected():
     def run(x, scale, gamma, beta, weight, bias, last, implementation):
         carried, kernels = (last, scale), implementation
@@ -137,6 +144,7 @@ OPERATIONS = {
     "normalised": functools.partial(normalised, False),
     "normalised with input": functools.partial(normalised, True),
     "normed projection": normed_and_projected,
+    "gate": gate,
     "warp": functools.partial(warp, 16),
     "warp of few channels": functools.partial(warp, 3),
     "deformable": deformable,

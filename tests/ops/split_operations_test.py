@@ -14,6 +14,7 @@ FEW = (
     "feed-forward",
     "normalised with input",
     "normed projection",
+    "gate",
     "warp",
     "deformable",
     "time with bias",

@@ -203,7 +203,8 @@ class ParallelWarping(nn.Module):
         )(sources, join_directions(x[:, :-1], x[:, 1:]), flows)
         from_next, from_previous = split_directions(aligned, b)
         x = jnp.concatenate([x, _delay(from_next, -1), _delay(from_previous, 1)], axis=-1)
-        return GatedMlp(3 * self.dim, self.dim, self.dtype, name="pa_fuse")(x)
+        kernels = without_cudnn(self.kernels)
+        return GatedMlp(3 * self.dim, self.dim, kernels, self.dtype, name="pa_fuse")(x)
 
 
 def join_directions(

@@ -9,6 +9,7 @@ from vrtspike_jax.ops.deform_conv import (
 )
 from vrtspike_jax.ops.flow_warp import flow_warp
 from vrtspike_jax.ops.gated_mlp import gated_mlp
+from vrtspike_jax.ops.gelu_gate import gelu_gate
 from vrtspike_jax.ops.layer_norm import layer_norm
 from vrtspike_jax.ops.normed_projection import normed_projection
 from vrtspike_jax.ops.resize import resize_align_corners, resize_bilinear
@@ -22,6 +23,7 @@ __all__ = [
     "flow_guided_deform_conv",
     "flow_warp",
     "gated_mlp",
+    "gelu_gate",
     "join",
     "layer_norm",
     "normed_projection",

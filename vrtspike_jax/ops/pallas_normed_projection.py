@@ -209,11 +209,11 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         branch = tile.branch_scale(scale_ref)
         shifted = [multiply_add(inverse, p, SHIFT, interpret) for p in x]
         rows = _join([p.astype(dtype) for p in shifted], plan)
+        g = _scaled_gradient(plan, dy, weights, gamma_ref)
         products = [
             [p + _dot(d.T, r) for p, r in zip(line, rows, strict=True)]
             for line, d in zip(products, dy, strict=True)
         ]
-        g = _scaled_gradient(plan, dy, weights, gamma_ref)
         dx, around = _add_gradient(plan, g, shifted, inverse, around)
         for c, value in zip(plan.loaded, dx, strict=True):
             tile.store(dx_ref, c, value)
