@@ -69,7 +69,7 @@ def test_programs_that_walk_over_several_tiles_miss_none():
 
 
 def test_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match="gelu_gate.*cudnn"):
+    with pytest.raises(ValueError, match=r"gelu_gate.*cudnn"):
         gelu_gate(*arguments((1, 2, 4))[:2], implementation="cudnn")
 
 
