@@ -97,12 +97,13 @@ def _compile(config_path: str, mode: str) -> None:
     if jax.default_backend() != "gpu":
         raise SystemExit(f"{__file__}: found {jax.default_backend()}, want a GPU to tune for")
     config = load_config(config_path, [])
+    untuned = compiler.options(tuned=False)
+    compiler.options = lambda: untuned  # what workloads are jitted with
     build = {"train": benchmark.train_workload, "infer": benchmark.infer_workload}[mode]
     data = config.data
     size = data.batch_size, data.clip_length, data.crop_size, data.crop_size
     workload = build(config, *size)
-    options = {"xla_gpu_load_autotune_results_from": ""}  # no file
-    workload.step.lower(*workload.args).compile(compiler_options=options)
+    workload.step.lower(*workload.args).compile()
 
 
 if __name__ == "__main__":

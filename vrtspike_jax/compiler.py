@@ -37,11 +37,17 @@ def _knows(name: str, value: bool | int | str) -> bool:
     return True
 
 
-def options() -> dict[str, bool | int | str] | None:
-    """Compiler options for this machine's default backend, or None."""
+def options(tuned: bool = True) -> dict[str, bool | int | str] | None:
+    """Compiler options for this machine's default backend, or None.
+
+    Args:
+        tuned: whether to take the shipped results of tuning, where there are any. Once read, they
+            stay with the process.
+    """
     if jax.default_backend() != "gpu":
         return None
-    return {name: value for name, value in _GPU.items() if _knows(name, value)}
+    wanted = {name: value for name, value in _GPU.items() if tuned or value != str(TUNED)}
+    return {name: value for name, value in wanted.items() if _knows(name, value)}
 
 
 def keep_compiled_programs() -> None:
