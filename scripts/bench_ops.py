@@ -134,6 +134,39 @@ def temporal_case(clips: int, frames: int, pixels: int, heads: int, dim: int) ->
     return Case(name, make, call, ("products", "sums", "pallas"), 4)
 
 
+def projection_case(rows: int, channels: int) -> Case:
+    """LayerNorm and the projection to queries, keys and values."""
+
+    def make(key: Array) -> tuple:
+        keys = jax.random.split(key, 2)
+        [x] = _normal(keys[0], (1, rows, channels))
+        weight = 0.1 * jax.random.normal(keys[1], (channels, 3 * channels))
+        return x, jnp.ones(channels), jnp.zeros(channels), weight
+
+    def call(implementation: str, x: Array, gamma: Array, beta: Array, weight: Array) -> Array:
+        carried = jnp.zeros(channels), None
+        return ops.normed_projection(
+            x, gamma, beta, weight, None, carried, implementation=implementation
+        )[0]
+
+    name = f"normalisation and projection, {rows} x {channels}"
+    return Case(name, make, call, ("xla", "pallas"), 4)
+
+
+def gate_case(rows: int, hidden: int) -> Case:
+    """GEGLU's gate."""
+
+    def make(key: Array) -> tuple:
+        first, second = jax.random.split(key)
+        [packed] = _normal(first, (1, rows, 2 * hidden))
+        return packed, jax.random.normal(second, (2 * hidden,))
+
+    def call(implementation: str, packed: Array, bias: Array) -> Array:
+        return ops.gelu_gate(packed, bias, implementation)
+
+    return Case(f"gate, {rows} x {hidden}", make, call, ("xla", "pallas"), 2)
+
+
 CASES = [
     attention_case(1024, 320, 6, 16, bias=True),
     attention_case(3072, 128, 6, 16, bias=True),
@@ -146,6 +179,8 @@ CASES = [
     deform_case(10.0),
     temporal_case(16, 5, 9216, 4, 8),
     temporal_case(1, 5, 65536, 4, 24),
+    projection_case(5 * 256 * 256, 96),
+    gate_case(5 * 256 * 256, 288),
 ]
 
 
