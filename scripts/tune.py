@@ -96,6 +96,9 @@ def _compile(config_path: str, mode: str) -> None:
 
     if jax.default_backend() != "gpu":
         raise SystemExit(f"{__file__}: found {jax.default_backend()}, want a GPU to tune for")
+    if jax.__version_info__ < compiler.TUNED_SINCE:
+        wanted = ".".join(map(str, compiler.TUNED_SINCE))
+        raise SystemExit(f"{__file__}: found JAX {jax.__version__}, want {wanted} or later")
     config = load_config(config_path, [])
     untuned = compiler.options(tuned=False)
     compiler.options = lambda: untuned  # what workloads are jitted with

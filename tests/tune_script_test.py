@@ -43,3 +43,16 @@ def test_shipped_results_are_one_for_each_operation_in_order(script):
     shipped = script.entries("\n".join(lines))
     assert shipped == lines[1:] and len(shipped) > 100
     assert script.merge([], shipped) == shipped
+
+
+@pytest.mark.parametrize("version, taken", [((0, 10, 2), False), ((0, 11, 2), True)])
+def test_results_are_taken_on_gpus_by_compilers_that_can_read_them(monkeypatch, version, taken):
+    tried = []
+    monkeypatch.setattr(compiler, "_knows", lambda name, value: tried.append(value) or True)
+    monkeypatch.setattr(compiler.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compiler.jax, "__version_info__", version)
+    assert (str(compiler.TUNED) in compiler.options().values()) == taken
+    assert (str(compiler.TUNED) in tried) == taken
+    assert str(compiler.TUNED) not in compiler.options(tuned=False).values()
+    monkeypatch.setattr(compiler.jax, "default_backend", lambda: "cpu")
+    assert compiler.options() is None

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 
 TUNED = Path(__file__).with_name("tuned.pbtxt")
+# Of JAX: its compiler reads and writes these results; earlier ones print an error at their sight.
+TUNED_SINCE = (0, 11, 2)
 
 _GPU = {
     # cuBLAS adds the bias in its products' last step; products that the compiler writes itself as
@@ -46,6 +48,7 @@ def options(tuned: bool = True) -> dict[str, bool | int | str] | None:
     """
     if jax.default_backend() != "gpu":
         return None
+    tuned = tuned and jax.__version_info__ >= TUNED_SINCE
     wanted = {name: value for name, value in _GPU.items() if tuned or value != str(TUNED)}
     return {name: value for name, value in wanted.items() if _knows(name, value)}
 
