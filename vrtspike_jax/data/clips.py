@@ -14,7 +14,13 @@ ClipArrays = dict[str, np.ndarray]
 
 
 class ClipSource(Protocol):
-    """Where clips come from; any object with these methods can be trained on."""
+    """Where clips come from; any object with these methods can be trained on.
+
+    Attributes:
+      trained_steps: where clips differ in the steps of their exposures, those of the model; else 0.
+    """
+
+    trained_steps: int
 
     def __len__(self) -> int: ...
 
@@ -77,6 +83,8 @@ class SlidingClips:
     Raises:
       DataError: a clip is longer than a sequence.
     """
+
+    trained_steps = 0
 
     def __init__(self, store: FrameStore, length: int, stride: int = 1):
         self.store = store
