@@ -102,9 +102,7 @@ def _measure(args: argparse.Namespace, options: dict[str, str]) -> dict:
     chosen = _compiler_options(options)
     compiler.options = lambda: chosen  # what workloads are jitted with, and could only be added to
     config = load_config(args.config, args.set)
-    size, data = args.size or config.data.crop_size, config.data
-    build = {"train": benchmark.train_workload, "infer": benchmark.infer_workload}[args.mode]
-    workload = build(config, data.batch_size, data.clip_length, size, size)
+    workload = benchmark.build_workload(config, args.mode, height=args.size, width=args.size)
     times = [time.perf_counter()]
     traced = workload.step.trace(*workload.args)
     times.append(time.perf_counter())

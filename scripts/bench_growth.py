@@ -83,10 +83,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(config, mode: str, varied: str, values: dict[str, int], seconds: float) -> list[Point]:
-    build = benchmark.train_workload if mode == "train" else benchmark.infer_workload
     crop, frames, batch = (values[name] for name in QUANTITIES)
     try:
-        workload = build(config, batch, frames, crop, crop)
+        workload = benchmark.build_workload(config, mode, batch, frames, crop, crop)
         result = benchmark.run(workload, seconds=seconds)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -102,10 +102,7 @@ def _compile(config_path: str, mode: str) -> None:
     config = load_config(config_path, [])
     untuned = compiler.options(tuned=False)
     compiler.options = lambda: untuned  # what workloads are jitted with
-    build = {"train": benchmark.train_workload, "infer": benchmark.infer_workload}[mode]
-    data = config.data
-    size = data.batch_size, data.clip_length, data.crop_size, data.crop_size
-    workload = build(config, *size)
+    workload = benchmark.build_workload(config, mode)
     workload.step.lower(*workload.args).compile()
 
 

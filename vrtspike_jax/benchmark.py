@@ -73,6 +73,26 @@ class Result:
     breakdown: dict[str, Any] | None = None
 
 
+def build_workload(
+    config,
+    mode: str,
+    batch: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Workload:
+    """The workload of a mode, "infer" or "train"; sizes not given are the config's."""
+    build = {"infer": infer_workload, "train": train_workload}[mode]
+    data = config.data
+    return build(
+        config,
+        batch or data.batch_size,
+        frames or data.clip_length,
+        height or data.crop_size,
+        width or data.crop_size,
+    )
+
+
 def infer_workload(config, batch: int, frames: int, height: int, width: int) -> Workload:
     """Restoring `batch` clips of `frames` frames with random parameters of the config's model."""
     from vrtspike_jax.models.build import build_model
@@ -192,7 +212,7 @@ def run(
     """Compiles a workload, times its steps one by one, and profiles a few more if asked.
 
     Args:
-      workload: from `infer_workload` or `train_workload`.
+      workload: from `build_workload`.
       config_name: for the record.
       seconds: time to spend on timed steps; at least 3 steps, at most `max_steps`.
       max_steps: see `seconds`.

@@ -67,14 +67,7 @@ def command(
     loaded = load_config(config, set_)
     check_config(loaded)
     height, width = console.parse_size(size or str(loaded.data.crop_size))
-    build = benchmark.train_workload if mode is Mode.train else benchmark.infer_workload
-    workload = build(
-        loaded,
-        loaded.data.batch_size if batch is None else batch,
-        frames or loaded.data.clip_length,
-        height,
-        width,
-    )
+    workload = benchmark.build_workload(loaded, mode.value, batch, frames, height, width)
     result = benchmark.run(workload, config, seconds, breakdown=breakdown)
     _print_result(result)
     console.write_json(json_file, dataclasses.asdict(result))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import pallas_gelu, pallas_rows
 from vrtspike_jax.ops.pallas_launch import large_multiprocessors, launch
-from vrtspike_jax.ops.pallas_rows import Piece, Tile, matrix, pieces, vector
+from vrtspike_jax.ops.pallas_rows import Piece, Tile, dot, matrix, pieces, vector
 
 # Columns that an extra one takes up: rows stay whole multiples of 32 bytes, a unit of memory.
 PAD = 16
@@ -131,10 +131,6 @@ def make_plans(
     )
 
 
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
 def _floats(tile: Tile, ref: Any) -> list[Array]:
     """All pieces of a tile, in float32."""
     loaded = [tile.load(ref, p) for p in tile.plan.pieces]
@@ -167,7 +163,7 @@ class _Lazy:
 
 
 def _dot_pieces(a: Iterable[Array], b: Iterable[Array]) -> Array:
-    return sum(_dot(p, q) for p, q in zip(a, b, strict=True))
+    return sum(dot(p, q) for p, q in zip(a, b, strict=True))
 
 
 def _load_weights(plan: Plan, i: Array, first_refs: list, w2_ref: Any) -> tuple[list, _Lazy]:
@@ -203,7 +199,7 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
         w1, w2 = _load_weights(plan, i, first_refs, w2_ref)
         a, c = _first(plan, normed, w1, plan.columns(i), b11, b12)
         h = (a * pallas_gelu.cumulative(a, plan.interpret) * c).astype(dtype)
-        return [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
+        return [o + dot(h, w) for o, w in zip(out, w2, strict=True)]
 
     zeros = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]
     out = lax.fori_loop(0, plan.steps, step, zeros)
@@ -239,14 +235,13 @@ def _staying_forward_kernel(*refs: Any, plan: Plan) -> None:
             # The products of the next chunk run beside what is to be done for this one.
             following = first(i + 1) if i + 1 < plan.steps else None
             h = (pallas_gelu.gelu(a, plan.interpret) * c).astype(dtype)
-            out = [o + _dot(h, w) for o, w in zip(out, w2, strict=True)]
+            out = [o + dot(h, w) for o, w in zip(out, w2, strict=True)]
         branch = tile.branch_scale(scale_ref)
         for p, value, left in zip(channels, out, x, strict=True):
             tile.store(out_ref, p, left.astype(jnp.float32) + branch * (value + vector(b2, p)))
         return []
 
-    turns = lax.div(plan.tiles - own + plan.launched - 1, plan.launched)
-    lax.fori_loop(0, turns, walk, [])
+    lax.fori_loop(0, pallas_rows.turns(plan.tiles, plan.launched), walk, [])
 
 
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
@@ -276,13 +271,13 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         tile.store(h_ref, chunk, branch * gelu * c)
         d = (dh * c * slope).astype(dtype), (dh * gelu).astype(dtype)
         if plan.joined:
-            d = (jnp.stack(d, axis=2).transpose(0, 2, 1).reshape(plan.block, -1),)
+            d = (pallas_rows.side_by_side(*d),)
             tile.store(dhidden_ref, plan.both(i), d[0])
         else:
             for part, offset in zip(d, (0, plan.hidden), strict=True):
                 tile.store(dhidden_ref, chunk, part, offset)
         for part, weights in zip(d, w1, strict=True):
-            dn = [total + _dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
+            dn = [total + dot(part, w.T) for total, w in zip(dn, weights, strict=True)]
         return dn
 
     zeros = [jnp.zeros(p.shape, jnp.float32) for p in x_hat]

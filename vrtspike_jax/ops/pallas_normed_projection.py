@@ -24,7 +24,17 @@ from jaxtyping import Array, Float
 from vrtspike_jax.ops.layer_norm import EPSILON
 from vrtspike_jax.ops.pallas_assembly import assembly, multiply_add
 from vrtspike_jax.ops.pallas_launch import large_multiprocessors, launch
-from vrtspike_jax.ops.pallas_rows import Piece, Tile, inside, matrix, pieces, vector
+from vrtspike_jax.ops.pallas_rows import (
+    Piece,
+    Tile,
+    dot,
+    inside,
+    matrix,
+    pieces,
+    side_by_side,
+    turns,
+    vector,
+)
 
 FORWARD = {"block": 64, "warps": 4, "stages": 3, "width": 128, "least": 16}
 BACKWARD = {"block": 64, "warps": 8, "stages": 3, "width": 256, "least": 64}
@@ -73,11 +83,6 @@ class Plan:
     def tiles(self) -> int:
         """Tiles of rows."""
         return pl.cdiv(self.rows, self.block)
-
-    @property
-    def turns(self) -> Array:
-        """Tiles that this program walks over."""
-        return lax.div(self.tiles - pl.program_id(0) + self.programs - 1, self.programs)
 
     @property
     def ragged(self) -> bool:
@@ -133,10 +138,6 @@ def make_plans(
     return Plans(*plans)
 
 
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
 def _row_mean(pieces_of_rows: list[Array], plan: Plan) -> Float[Array, "block 1"]:
     """Mean over the channels, of pieces of the same width: these are added first."""
     return jnp.sum(sum(pieces_of_rows), axis=1, keepdims=True) * (1 / plan.channels)
@@ -163,10 +164,7 @@ def _join(values: list[Array], plan: Plan) -> list[Array]:
     joined = []
     for start, width, _ in plan.inner:
         first, *second = values[start // WIDTH : (start + width) // WIDTH]
-        if second:
-            pair = jnp.stack([first, *second], axis=2)
-            first = pair.transpose(0, 2, 1).reshape(plan.block, width)
-        joined.append(first)
+        joined.append(side_by_side(first, *second) if second else first)
     return joined
 
 
@@ -187,11 +185,11 @@ def _forward_kernel(*refs: Any, plan: Plan) -> None:
             normed.append(n.astype(weight_ref.dtype))
         normed = _join(normed, plan)
         for piece, parts in zip(plan.outer, weights, strict=True):
-            product = sum(_dot(n, w) for n, w in zip(normed, parts, strict=True))
+            product = sum(dot(n, w) for n, w in zip(normed, parts, strict=True))
             tile.store(y_ref, piece, product + vector(bias_ref, piece))
         return []
 
-    lax.fori_loop(0, plan.turns, walk, [])
+    lax.fori_loop(0, turns(plan.tiles, plan.programs), walk, [])
 
 
 def _backward_kernel(*refs: Any, plan: Plan) -> None:
@@ -211,7 +209,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
         rows = _join([p.astype(dtype) for p in shifted], plan)
         g = _scaled_gradient(plan, dy, weights, gamma_ref)
         products = [
-            [p + _dot(d.T, r) for p, r in zip(line, rows, strict=True)]
+            [p + dot(d.T, r) for p, r in zip(line, rows, strict=True)]
             for line, d in zip(products, dy, strict=True)
         ]
         dx, around = _add_gradient(plan, g, shifted, inverse, around)
@@ -224,7 +222,7 @@ def _backward_kernel(*refs: Any, plan: Plan) -> None:
 
     products = [[jnp.zeros((f[1], c[1]), jnp.float32) for c in plan.inner] for f in plan.outer]
     totals = [jnp.zeros((plan.block, c[1]), jnp.float32) for c in plan.loaded]
-    products, totals = lax.fori_loop(0, plan.turns, walk, (products, totals))
+    products, totals = lax.fori_loop(0, turns(plan.tiles, plan.programs), walk, (products, totals))
     for f, line in zip(plan.outer, products, strict=True):
         for c, value in zip(plan.inner, line, strict=True):
             _store_transposed(sums_ref, own, f, c, value)
@@ -246,7 +244,7 @@ def _scaled_gradient(
     dn = []
     for parts in weights:
         # Apart, as of a chain of products Triton has the warps along the channels repeat all.
-        first, *others = (_dot(d, w) for d, w in zip(dy, parts, strict=True))
+        first, *others = (dot(d, w) for d, w in zip(dy, parts, strict=True))
         for other in others:
             first = first + other if plan.interpret else _add(first, other)
         first = first.astype(dy[0].dtype)

@@ -38,6 +38,16 @@ def inside(piece: Piece) -> Array | None:
     return lax.iota(jnp.int32, width) < valid
 
 
+def _mask(shape: tuple[int, int], rows: Array | None, columns: Array | None) -> Array | None:
+    """Mask of an array's valid rows and columns; None stands for all of them."""
+    mask = None
+    for part, axis in ((columns, 1), (rows, 0)):
+        if part is not None:
+            part = lax.broadcast_in_dim(part, shape, (axis,))
+            mask = part if mask is None else mask & part
+    return mask
+
+
 class Tile:
     """Some rows, and how to read and write their pieces.
 
@@ -54,12 +64,7 @@ class Tile:
 
     def _address(self, ref: Any, piece: Piece, offset: int = 0) -> tuple[Any, Array | None]:
         start, width, _ = piece
-        shape = (self.plan.block, width)
-        mask = None
-        for part, axis in ((inside(piece), 1), (self.valid, 0)):
-            if part is not None:
-                part = lax.broadcast_in_dim(part, shape, (axis,))
-                mask = part if mask is None else mask & part
+        mask = _mask((self.plan.block, width), self.valid, inside(piece))
         column = offset + start + lax.broadcasted_iota(jnp.int32, (1, width), 1)
         return ref.at[lax.expand_dims(self.rows, (1,)), column], mask
 
@@ -91,13 +96,24 @@ def matrix(ref: Any, rows: Piece, columns: Piece) -> Float[Array, "rows columns"
     row, column = (
         start + jnp.arange(width, dtype=jnp.int32) for start, width, _ in (rows, columns)
     )
-    mask = None
-    for part, axis in ((inside(rows), 1), (inside(columns), 0)):
-        if part is not None:
-            part = jnp.broadcast_to(jnp.expand_dims(part, axis), (rows[1], columns[1]))
-            mask = part if mask is None else mask & part
+    mask = _mask((rows[1], columns[1]), inside(rows), inside(columns))
     address = ref.at[row[:, None], column[None]]
     return plgpu.load(address, mask=mask, other=None if mask is None else 0)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Matrix product, in float32."""
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def side_by_side(first: Array, second: Array) -> Float[Array, "block twice"]:
+    """Two arrays of a shape, joined along their columns, which Triton cannot concatenate."""
+    return jnp.stack([first, second], axis=2).transpose(0, 2, 1).reshape(first.shape[0], -1)
+
+
+def turns(tiles: int, programs: int) -> Array:
+    """How many tiles this program walks over, where programs take turns."""
+    return lax.div(tiles - pl.program_id(0) + programs - 1, programs)
 
 
 def row_mean(values: list[Array], channels: int) -> Float[Array, "block 1"]:
