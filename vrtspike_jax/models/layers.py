@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import conv, gelu_gate, layer_norm
 from vrtspike_jax.ops.normed_projection import project
-from vrtspike_jax.ops.partition import splits_rows
+from vrtspike_jax.ops.partition import as_rows
 
 # torch.nn.Linear and Conv draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 # Jitted, because Flax traces it for each parameter of each call, to compare shapes.
@@ -42,11 +42,6 @@ def _leaky_relu_backward(name: str, y: Array, gradient: Array) -> tuple[Array]:
 
 
 named_leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
-
-
-def as_rows(x: Float[Array, "b ... c"]) -> Float[Array, "rows c"]:
-    """A map as rows of channels, unless devices share the rows of its images, which must remain."""
-    return x if splits_rows(x) else x.reshape(-1, x.shape[-1])
 
 
 def add_product(x: Float[Array, "b ... c"], y: Float[Array, "..."]) -> Float[Array, "b ... c"]:

@@ -10,11 +10,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vrtspike_jax.models.attention import TMSAG
-from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm, add_product, as_rows
+from vrtspike_jax.models.layers import Dense, FrameConv, LayerNorm, add_product
 from vrtspike_jax.models.residual import ResidualGroup
 from vrtspike_jax.models.sharing import apply_shared
 from vrtspike_jax.models.warping import OFFSET_FEATURES, RAW_OFFSETS, ParallelWarping
 from vrtspike_jax.ops.deform_conv import SAVED_NAME
+from vrtspike_jax.ops.partition import as_rows
 
 
 class Reshape(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import carried_bias, dispatch
 from vrtspike_jax.ops.layer_norm import layer_norm
-from vrtspike_jax.ops.partition import SUM, Split, find_kernels, split_batch, splits_rows
+from vrtspike_jax.ops.partition import SUM, Split, as_rows, find_kernels, split_batch
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas", "interpret")
 
@@ -74,9 +74,7 @@ def project(
     dtype: jnp.dtype,
 ) -> Float[Array, "b ... features"]:
     """x weight + bias, which is a constant."""
-    # As rows, for cuBLAS to add the bias, unless devices share the rows of an image.
-    rows = x if splits_rows(x) else x.reshape(-1, x.shape[-1])
-    y = rows.astype(dtype) @ weight.astype(dtype)
+    y = as_rows(x).astype(dtype) @ weight.astype(dtype)  # Of rows, cuBLAS adds the bias.
     if bias is not None:
         y += jax.lax.stop_gradient(bias.astype(dtype))
     return y.reshape(*x.shape[:-1], -1)

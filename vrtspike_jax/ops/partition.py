@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jaxtyping import Array, Float
 
 from vrtspike_jax.ops import dispatch
 
@@ -123,6 +124,11 @@ def splits_rows(*arrays: Any) -> bool:
     """Whether the devices that arrays live on share rows of an image."""
     mesh = _mesh(arrays)
     return mesh is not None and mesh.shape.get(ROWS, 1) > 1
+
+
+def as_rows(x: Float[Array, "b ... c"]) -> Float[Array, "rows c"]:
+    """A map as rows of channels, unless devices share the rows of its images, which must remain."""
+    return x if splits_rows(x) else x.reshape(-1, x.shape[-1])
 
 
 def find_kernels(name: str, implementation: str, *arrays: Any) -> ModuleType | None:
