@@ -116,7 +116,9 @@ def data_config() -> ml_collections.ConfigDict:
 
 def optim_config() -> ml_collections.ConfigDict:
     optim = ml_collections.ConfigDict()
-    optim.name = "adamw"  # "adamw", "adamw_bf16" (bfloat16 first moment), "adafactor" (tiny state)
+    # "adamw", "adamw_bf16" (bfloat16 first moment), "muon" (orthogonal updates of matrices, Adam's
+    # of the rest; takes Adam's learning rates, or twice those), "adafactor" (tiny state)
+    optim.name = "adamw"
     optim.learning_rate = 1e-4  # peak; > 0
     optim.warmup_steps = 256  # linear from a thousandth of the peak; then a cosine to 0; >= 0
     optim.b1 = 0.9  # decay of the first moment; 0 .. 1

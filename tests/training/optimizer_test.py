@@ -134,6 +134,68 @@ def test_adafactor_descends_with_a_state_far_smaller_than_the_parameters():
     assert float(jnp.mean((groups["rest"][0] - target) ** 2)) < 0.1 * start
 
 
+def orthogonalised(matrix):
+    """Five Newton-Schulz iterations as the authors of Muon write them, in float64."""
+    x = matrix.astype(np.float64)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if tall else x
+
+
+def test_muon_orthogonalises_the_nesterov_momentum_of_matrices_and_leaves_adam_the_rest():
+    optim = tiny_config().optim
+    with optim.unlocked():
+        optim.name, optim.clip_norm, optim.weight_decay, optim.b1 = "muon", 0.0, 0.0, 0.9
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": (3, 3, 4, 24), "dense": (36, 24), "stack": (2, 24, 16),
+        "bias": (24,), "last": (3, 3, 24, 3),
+    }  # fmt: skip
+    gradients = [
+        {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in "12"
+    ]
+    tx = optimizer.gradient_transformation(optim)
+    zeros = {k: jnp.zeros(s) for k, s in shapes.items()}
+    state = tx.init({"flow": [], "rest": list(zeros.values())})
+    for grads in gradients:
+        packed = {"flow": [], "rest": [jnp.asarray(grads[k]) for k in shapes]}
+        direction, state = tx.update(packed, state, packed)
+    found = dict(zip(shapes, direction["rest"], strict=True))
+
+    def matrices(x):
+        return x if x.ndim == 3 else x.reshape(1, -1, x.shape[-1])
+
+    for name in ("conv", "dense", "stack"):
+        one, two = (g[name].astype(np.float64) for g in gradients)
+        # The mean of the gradients so far, and Nesterov's look ahead.
+        average = 0.9 * 0.1 * one + 0.1 * two
+        ahead = 0.9 * average / (1 - 0.9**3) + 0.1 * two / (1 - 0.9**2)
+        for got, matrix in zip(matrices(found[name]), matrices(ahead), strict=True):
+            want = orthogonalised(matrix) * 0.2 * math.sqrt(max(matrix.shape))
+            np.testing.assert_allclose(got, want, atol=2e-4)
+            assert 0.1 < np.sqrt(np.mean(np.square(got))) < 0.3
+    adam = optimizer.optax.scale_by_adam(0.9, optim.b2, optim.eps)
+    for name in ("bias", "last"):
+        state = adam.init(zeros[name])
+        for grads in gradients:
+            want, state = adam.update(jnp.asarray(grads[name]), state)
+        np.testing.assert_allclose(found[name], want, rtol=1e-6)
+
+
+def test_muon_stacks_matrices_of_a_shape_whatever_their_axes():
+    optim = tiny_config().optim
+    with optim.unlocked():
+        optim.name = "muon"
+    groups = {"flow": [jnp.ones((36, 24))], "rest": [jnp.ones((3, 3, 4, 24)), jnp.ones((24, 36))]}
+    state = optimizer.gradient_transformation(optim).init(groups)
+    shapes = sorted(x.shape for x in jax.tree.leaves(state) if x.ndim == 3)
+    assert shapes == [(1, 24, 36), (2, 36, 24)]
+
+
 def test_an_unknown_optimizer_is_named():
     optim = tiny_config().optim
     with optim.unlocked():

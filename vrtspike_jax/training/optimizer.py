@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from vrtspike_jax.training.muon import scale_by_muon_or_adam
 from vrtspike_jax.training.packing import Groups
 
-OPTIMIZERS = ("adamw", "adamw_bf16", "adafactor")
+OPTIMIZERS = ("adamw", "adamw_bf16", "muon", "adafactor")
 
 
 def learning_rate_schedule(
@@ -51,7 +52,7 @@ def learning_rate_schedule(
 
 def is_flat(name: str) -> bool:
     """Whether an optimiser treats all numbers alike, so that it may see them as one vector."""
-    return name != "adafactor"
+    return name not in ("muon", "adafactor")
 
 
 def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -71,6 +72,8 @@ def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientT
         # bfloat16 for the first moment alone: the second spans too many magnitudes for 8 bits.
         first_moment = jnp.bfloat16 if optim.name == "adamw_bf16" else jnp.float32
         direction = optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=first_moment)
+    elif optim.name == "muon":
+        direction = scale_by_muon_or_adam(optim.b1, optim.b2, optim.eps)
     elif optim.name == "adafactor":
         # Row and column means instead of a second moment, and no first moment: a few hundred
         # kilobytes of state. Block-wise clipping replaces what the first moment would smooth.
