@@ -123,12 +123,11 @@ class Restorer:
         shared = min(2, length // 2) if clip_overlap is None else clip_overlap
         plan_clips(length + 1, length, shared)  # refuses impossible overlaps
         dtype = np.dtype(frame_dtype)
-        camera, spike_size = spike_size, self.voxels.size(spike_size, frame_size)
-        scaled = any(self.voxels.scale(n) != 1 for n in np.ravel(steps))
-        scaled |= self.voxels.bins > 0 and spike_size != tuple(camera)
+        spike_size = self.voxels.size(spike_size, frame_size)
+        whole = all(self.voxels.are_whole(n) for n in np.ravel(steps))
 
         def counted(grid: Grid) -> bool:
-            return not (scaled or grid.resampled)
+            return whole and not grid.resampled
 
         def measure(grid: Grid) -> float:
             try:

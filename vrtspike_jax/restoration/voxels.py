@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
 
-from vrtspike_jax.spikes import normalize_counts, repeats_and_scale, trained_counts
+from vrtspike_jax.spikes import is_shared, normalize_counts, trained_counts
 
 # Spikes with more pixels to a side than this, times those of training, are averaged to these.
 FINER = 1.25
@@ -18,11 +18,10 @@ class VoxelSettings:
 
     A model without a spike branch has 0 bins; it is handed voxels without channels. `steps` are
     those of the exposures it was trained on, the most if scenes had several; 0 if unknown. Other
-    cameras' spikes are counted by `vrtspike_jax.spikes.trained_counts`, in training too: on
-    exposures of four times its steps the small model gains 3 dB by it.
+    cameras' spikes are counted by `vrtspike_jax.spikes.trained_counts`, in training too.
 
     `spike_scale` is the number of spike pixels, down and across, to a frame's pixel in training; 0
-    if these differed. Counts of a finer camera are averaged to that; those of a coarser one stay.
+    if these differed. A finer camera's counts become those of such a one; a coarser one's stay.
     """
 
     bins: int
@@ -32,15 +31,19 @@ class VoxelSettings:
     steps: int = 0
     spike_scale: tuple[float, float] = (0.0, 0.0)
 
-    def scale(self, steps: int) -> float:
-        """What counts of an exposure of `steps` are multiplied by."""
-        return repeats_and_scale(steps, self.bins, self.steps)[1]
+    def are_whole(self, steps: int) -> bool:
+        """Whether counts of an exposure of `steps` are whole numbers."""
+        return not is_shared(steps, self.bins, self.steps)
 
     def count(
         self, spikes: UInt8[np.ndarray, "S Hs Ws"], frame_size: tuple[int, int]
     ) -> Num[np.ndarray, "hs ws K"]:
         """Spikes of an exposure, 0 or 1, to counts as training would have had them."""
-        return self.resize(trained_counts(spikes, self.bins, self.steps), frame_size)
+
+        def average(counts: np.ndarray) -> np.ndarray:
+            return self.resize(counts, frame_size)
+
+        return trained_counts(spikes, self.bins, self.steps, average)
 
     def size(self, spike_size: tuple[int, int], frame_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of what the model gets of spikes of `spike_size`."""
@@ -55,7 +58,7 @@ class VoxelSettings:
     def resize(
         self, counts: Num[np.ndarray, "*t Hs Ws K"], frame_size: tuple[int, int]
     ) -> Num[np.ndarray, "*t hs ws K"]:
-        """Counts of the size of training, for frames of `frame_size`; float32 if averaged."""
+        """Counts averaged to the size of training, for frames of `frame_size`: float32, or as is."""
         *lead, rows, columns, bins = counts.shape
         size = self.size((rows, columns), frame_size)
         if size == (rows, columns):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
-from vrtspike_jax.spikes.voxel import MAX_COUNT, bin_edges, repeats_and_scale, trained_counts
+from vrtspike_jax.spikes.voxel import MAX_COUNT, bin_edges, is_shared, shares
 
 _GRAY = (0.299, 0.587, 0.114)
 _EXACT = jax.lax.Precision.HIGHEST
@@ -135,8 +135,8 @@ def _fire(
     choices = np.array(shape.choices or [shape.steps])
     which = jnp.argmax(choices == pick.steps) if shape.choices else 0
     tables = [_stretches(shape, int(steps)) for steps in choices]
-    edges, shares = (np.stack(table) for table in zip(*tables, strict=True))
-    shared = (shares != np.eye(shape.bins)).any()
+    edges, given = (np.stack(table) for table in zip(*tables, strict=True))
+    shared = (given != np.eye(shape.bins)).any()
     # Each step of the clip's own gathers the mean light of so many of the S.
     ratio = jnp.asarray(shape.steps // choices)[which]
     edges = jnp.asarray(edges)[which]
@@ -153,8 +153,8 @@ def _fire(
     counts = counts.reshape(shape.frames, shape.bins, *shape.spike_size)
     if not shared:
         return counts.transpose(0, 2, 3, 1)
-    shares = jnp.asarray(shares, jnp.float32)[which]
-    return jnp.einsum("tghw,gk->thwk", counts.astype(jnp.float32), shares, precision=_EXACT)
+    given = jnp.asarray(given)[which]
+    return jnp.einsum("tghw,gk->thwk", counts.astype(jnp.float32), given, precision=_EXACT)
 
 
 def count_spikes(
@@ -197,14 +197,12 @@ def _stretches(
       exposure (first axis) gives to each bin. Stretches are the bins or, where steps are shared
       among bins, the steps themselves, followed by empty ones.
     """
-    firsts, shares = bin_edges(steps, shape.bins)[:-1], np.eye(shape.bins, dtype=np.float32)
-    if repeats_and_scale(steps, shape.bins, shape.steps)[0] > 1:
-        firsts, shares = np.minimum(np.arange(shape.bins), steps), np.zeros_like(shares)
-        # Counting is linear: each step for itself, as pixels of a picture.
-        alone = np.eye(steps, dtype=np.uint8)[..., None]
-        shares[:steps] = trained_counts(alone, shape.bins, shape.steps)[:, 0]
+    firsts, given = bin_edges(steps, shape.bins)[:-1], np.eye(shape.bins, dtype=np.float32)
+    if is_shared(steps, shape.bins, shape.steps):
+        firsts, given = np.minimum(np.arange(shape.bins), steps), np.zeros_like(given)
+        given[:steps] = shares(steps, shape.bins)
     starts = np.arange(shape.frames)[:, None] * steps
-    return np.append((starts + firsts).ravel(), shape.frames * steps), shares
+    return np.append((starts + firsts).ravel(), shape.frames * steps), given
 
 
 def _cut(

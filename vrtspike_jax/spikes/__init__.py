@@ -16,8 +16,8 @@ from vrtspike_jax.spikes.reconstruct import tfi, tfp
 from vrtspike_jax.spikes.simulate import SpikeCamera, integrate_and_fire, simulate
 from vrtspike_jax.spikes.sizes import SizeGuess, plausible_sizes
 from vrtspike_jax.spikes.voxel import (
+    is_shared,
     normalize_counts,
-    repeats_and_scale,
     trained_counts,
     voxel_counts,
     voxelize,
@@ -33,11 +33,11 @@ __all__ = [
     "SpikeCamera",
     "find_camera_config",
     "integrate_and_fire",
+    "is_shared",
     "normalize_counts",
     "plausible_sizes",
     "read_camera_config",
     "read_dat",
-    "repeats_and_scale",
     "simulate",
     "tfi",
     "tfp",

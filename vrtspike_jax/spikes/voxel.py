@@ -4,6 +4,9 @@ Step t of an exposure of S steps falls into bin floor(t * K / S). Steps outside 
 no bin (clamping them into the end bins would add light that the exposure never saw).
 """
 
+import functools
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
@@ -41,47 +44,84 @@ def voxel_counts(
     return _counts(spikes, bins, exposure, saturate=True)
 
 
-def repeats_and_scale(steps: int, bins: int, trained: int) -> tuple[int, float]:
-    """How exposures of some rate are counted for a model of another.
-
-    A faster camera's counts are scaled down to what they would be with `trained` steps. A slower
-    camera's few counts are not scaled up, as that would only spread their gaps; but where it has
-    fewer steps than there are bins, each step fills all the bins that it reaches into, in shares,
-    so that no bin is empty for want of steps.
+def is_shared(steps: int, bins: int, trained: int) -> bool:
+    """Whether an exposure's steps are shared among bins, as there are too few to fill them.
 
     Args:
       steps: of the exposure.
       bins: K.
-      trained: steps of the model's exposures; 0: unknown, and counts stay as they are.
-
-    Returns:
-      How often each step is counted, and what the counts are multiplied by then.
+      trained: steps of the model's exposures; 0: unknown, and bins stay empty.
     """
-    if not (steps and bins and trained):
-        return 1, 1.0
-    # Often enough that bins get about equal shares of a step.
-    repeats = -(-2 * bins // steps) if steps < bins <= trained else 1
-    return repeats, min(1.0, trained / steps) / repeats
+    return 0 < steps < bins <= trained
 
 
-def trained_counts(spikes: np.ndarray, bins: int, trained: int) -> Num[np.ndarray, "*n H W K"]:
+@functools.lru_cache(maxsize=16)
+def shares(steps: int, bins: int) -> Float32[np.ndarray, "steps bins"]:
+    """What each of fewer steps than bins gives to each bin: all that it reaches into get a part."""
+    repeats = -(-2 * bins // steps)  # often enough that bins get about equal parts
+    part = np.arange(steps * repeats)
+    matrix = np.zeros((steps, bins), np.float32)
+    np.add.at(matrix, (part // repeats, part * bins // len(part)), np.float32(1 / repeats))
+    return matrix
+
+
+def fire_again(
+    counts: Num[np.ndarray, "*n H W K"], scale: float = 1.0
+) -> UInt8[np.ndarray, "*n H W K"]:
+    """Whole counts of a camera that gathers these ones, and fires.
+
+    A network that learned from whole counts makes little of fractions, as averages over pixels and
+    counts of a faster camera are. So they are what a camera gathers that integrates and fires,
+    whose pixels start anywhere between two spikes, the same ones each time.
+
+    Args:
+      counts: averages of counts, in the order of time.
+      scale: what they are multiplied by.
+    """
+    gathered = np.cumsum(counts, axis=-1, dtype=np.float32) * np.float32(scale)
+    gathered += _phases(*counts.shape[-3:-1])[..., None]
+    fired = np.diff(np.floor(gathered, out=gathered), axis=-1, prepend=np.float32(0))
+    return np.minimum(fired, MAX_COUNT).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=4)
+def _phases(height: int, width: int) -> Float32[np.ndarray, "height width"]:
+    return np.random.default_rng(0).random((height, width), np.float32)
+
+
+def trained_counts(
+    spikes: np.ndarray,
+    bins: int,
+    trained: int,
+    average: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Num[np.ndarray, "*n h w K"]:
     """Counts of exposures as a model of exposures of `trained` steps takes them.
+
+    A faster or finer camera's counts become those of the model's camera (`fire_again`). A slower
+    camera's few counts are not scaled up, as that would only spread their gaps; but where it has
+    fewer steps than there are bins, they are shared among these (`shares`).
 
     Args:
       spikes, bins: as in `voxel_counts`.
-      trained: as in `repeats_and_scale`.
+      trained: steps of the model's exposures; 0: unknown, and counts stay as they are.
+      average: what averages counts [..., H, W, K] to the size that the model takes; it returns what
+        it was given if that has the size.
 
     Returns:
-      [..., H, W, K]: uint8 where counts stay as they are, else float32.
+      [..., h, w, K]: uint8, or float32 where steps are shared among bins.
 
     Raises:
       ValueError: too few axes, or no steps.
     """
     steps = spikes.shape[-3] if spikes.ndim > 2 else 0
-    repeats, scale = repeats_and_scale(steps, bins, trained)
-    spikes = np.repeat(spikes, repeats, axis=-3) if repeats > 1 else spikes
-    counts = voxel_counts(spikes, bins)
-    return counts if scale == 1 else counts * np.float32(scale)
+    shared = is_shared(steps, bins, trained)
+    counts = found = voxel_counts(spikes, steps if shared else bins)
+    if average is not None:
+        counts = average(counts)
+    scale = trained / steps if 0 < trained < steps else 1.0
+    if scale < 1 or counts is not found:
+        counts = fire_again(counts, scale)
+    return counts.astype(np.float32) @ shares(steps, bins) if shared else counts
 
 
 def voxelize(
