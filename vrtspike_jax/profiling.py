@@ -29,7 +29,7 @@ _NOISE = re.compile(
     r"\w*scan\w*|\w+\.\w+)?$"  # Linen's scopes of methods other than __call__, `stage1.helper`
 )
 # Modules that hold everything else: not worth a level of a table.
-ROOTS = ("VRTWithSpike", "VRT", "vrt", "UNetSpike")
+ROOTS = ("VRTWithSpike", "VRT", "vrt", "ShiftUNet", "UNetSpike")
 
 
 @dataclasses.dataclass(frozen=True)

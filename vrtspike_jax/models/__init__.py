@@ -1,8 +1,9 @@
-"""The models: VRT, VRT guided by spikes, and a U-Net to compare them with."""
+"""The models: VRT, VRT guided by spikes, a small U-Net for both, and one to compare with."""
 
 from vrtspike_jax.models.published import published
+from vrtspike_jax.models.shift_unet import ShiftUNet
 from vrtspike_jax.models.unet import UNetSpike
 from vrtspike_jax.models.vrt import VRT
 from vrtspike_jax.models.vrtspike import VRTWithSpike
 
-__all__ = ["VRT", "UNetSpike", "VRTWithSpike", "published"]
+__all__ = ["VRT", "ShiftUNet", "UNetSpike", "VRTWithSpike", "published"]

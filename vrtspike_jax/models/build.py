@@ -10,6 +10,7 @@ import ml_collections
 
 from vrtspike_jax.models import VRT, VRTWithSpike
 from vrtspike_jax.models.fields import check_divides, check_fields
+from vrtspike_jax.models.shift_unet import ShiftUNet
 from vrtspike_jax.models.unet import UNetSpike
 from vrtspike_jax.names import suggestion
 
@@ -87,8 +88,8 @@ def _vrt_spike(fields: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _unet_spike(fields: dict[str, Any]) -> nn.Module:
-    return construct(UNetSpike, fields, "config.model")
+def _plain_model(cls: type[nn.Module]) -> Callable[[dict[str, Any]], nn.Module]:
+    return lambda fields: construct(cls, fields, "config.model")
 
 
 def _backbone(fields: dict[str, Any]) -> dict[str, Any]:
@@ -126,5 +127,6 @@ def _plain(value: Any) -> Any:
 MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "vrt_spike": _vrt_spike,
     "vrt": _vrt,
-    "unet_spike": _unet_spike,
+    "shift_unet": _plain_model(ShiftUNet),
+    "unet_spike": _plain_model(UNetSpike),
 }

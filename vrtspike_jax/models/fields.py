@@ -17,7 +17,7 @@ _LEAST = dict.fromkeys(
         *("upscale", "in_chans", "out_chans", "img_size", "window_size", "depths", "embed_dims"),
         *("num_heads", "deformable_groups", "spike_bins", "channels_per_scale", "tsa_heads"),
         *("fuse_heads", "temporal_strides", "spatial_strides", "max_batch_tokens"),
-        *("channels", "blocks", "spike_blocks"),
+        *("channels", "blocks", "spike_blocks", "shift_scale"),
     ),
     1,
 )
@@ -32,7 +32,10 @@ _RANGES = {
     "fuse_dropout": (0.0, 0.99),
     "time_slope": (0.0, 64.0),
 }
-_LENGTHS = {"window_size": 3, "img_size": 3, "channels_per_scale": 4, "channels": 4}
+_LENGTHS = {
+    **{"window_size": 3, "img_size": 3, "channels_per_scale": 4, "channels": 4},
+    **{"encoder_blocks": 3, "decoder_blocks": 3},
+}
 # What a string may be.
 _CHOICES = {"fusion": FUSIONS}
 

@@ -8,20 +8,43 @@ from jaxtyping import Array, Float
 from vrtspike_jax.models.layers import Conv, LayerNorm, gelu
 
 
+def shift_frames(x: Float[Array, "n h w c"], clip: int) -> Float[Array, "n h w c"]:
+    """An eighth of each frame's channels from the frame after it, another from the one before.
+
+    Args:
+        x: Features of frames, those of a clip one after another.
+        clip: Frames of a clip, which divide n; zeros come from beyond its ends.
+
+    Source: temporal shift module (Lin et al., ICCV 2019), with zero padding.
+    """
+    frames = rearrange(x, "(b t) h w c -> b t h w c", t=clip)
+    eighth = x.shape[-1] // 8
+    after, before, own = jnp.split(frames, (eighth, 2 * eighth), axis=-1)
+    beyond = jnp.zeros_like(after[:, :1])
+    after = jnp.concatenate([after[:, 1:], beyond], axis=1)
+    before = jnp.concatenate([beyond, before[:, :-1]], axis=1)
+    return jnp.concatenate([after, before, own], axis=-1).reshape(x.shape)
+
+
 class ResidualBlock(nn.Module):
     """x + conv2(gelu(conv1(norm(x)))) with 3x3 convolutions.
 
     Attributes:
         channels: Channels.
         dtype: Compute dtype.
+        clip: Frames of a clip, if the first convolution is to see those beside each frame
+            (`shift_frames`); 0 for frames on their own.
     """
 
     channels: int
     dtype: jnp.dtype = jnp.float32
+    clip: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
+        if self.clip:
+            y = shift_frames(y, self.clip)
         y = gelu(Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(y))
         return x + Conv(self.channels, (3, 3), dtype=self.dtype, name="conv2")(y)
 

@@ -15,6 +15,28 @@ from vrtspike_jax.ops import dispatch, resize_bilinear
 REMATS = ("none", "block")
 
 
+def check_clip(model: str, frames: Array, voxels: Array, bins: int) -> None:
+    """Checks what a U-Net is given.
+
+    Args:
+        model: Its name, for messages.
+        frames: (B, T, H, W, 3) with H and W multiples of 8.
+        voxels: (B, T, Hs, Ws, bins).
+        bins: Time bins of the voxel grids.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if frames.ndim != 5 or frames.shape[-1] != 3 or any(s % 8 for s in frames.shape[2:4]):
+        raise ValueError(
+            f"{model}: frames have shape {frames.shape}, want (B, T, H, W, 3) with H and W "
+            "multiples of 8"
+        )
+    if voxels.ndim != 5 or voxels.shape[:2] + voxels.shape[4:] != (*frames.shape[:2], bins):
+        want = f"({frames.shape[0]}, {frames.shape[1]}, H, W, {bins})"
+        raise ValueError(f"{model}: spike voxels have shape {voxels.shape}, want {want}")
+
+
 class UNetSpike(nn.Module):
     """Deblurs frames one by one, each with the spikes fired during its exposure.
 
@@ -48,17 +70,7 @@ class UNetSpike(nn.Module):
                 f"UNetSpike: remat is {self.remat!r}, channels {self.channels}; want one of "
                 f"{', '.join(REMATS)}, and channels of 4 scales"
             )
-        if frames.ndim != 5 or frames.shape[-1] != 3 or any(s % 8 for s in frames.shape[2:4]):
-            raise ValueError(
-                f"UNetSpike: frames have shape {frames.shape}, want (B, T, H, W, 3) with H and W "
-                "multiples of 8"
-            )
-        if voxels.ndim != 5 or voxels.shape[:2] + voxels.shape[4:] != (
-            *frames.shape[:2],
-            self.spike_bins,
-        ):
-            want = f"({frames.shape[0]}, {frames.shape[1]}, H, W, {self.spike_bins})"
-            raise ValueError(f"UNetSpike: spike voxels have shape {voxels.shape}, want {want}")
+        check_clip("UNetSpike", frames, voxels, self.spike_bins)
 
     def _blocks(self, x: Array, scale: int, name: str) -> Array:
         block = nn.remat(ResidualBlock) if self.remat == "block" else ResidualBlock

@@ -1,0 +1,140 @@
+"""The small model: shapes, what a frame sees of the others, a naive shift, and refusals."""
+
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_models
+from small_models import normal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configs import small
+from vrtspike_jax.models import ShiftUNet
+from vrtspike_jax.models.build import build_model
+from vrtspike_jax.models.residual import ResidualBlock, shift_frames
+
+BINS = 4
+# A block of the encoder and one of the decoder at 1/4, one at 1/8 see the frames beside each.
+REACH = 3
+
+
+def unet(**fields):
+    sizes = {"channels": (4, 8, 8, 8), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 1)}
+    return ShiftUNet(**{"spike_bins": BINS} | sizes | fields)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """Frames and spikes of half their size."""
+    return 0.5 + 0.1 * normal(0, 2, 9, 16, 24, 3), jnp.abs(normal(1, 2, 9, 8, 12, BINS))
+
+
+@pytest.fixture(scope="module")
+def params(clip):
+    return small_models.drawn_params(unet(), *clip)
+
+
+@pytest.fixture(scope="module")
+def restore(params):
+    return jax.jit(lambda *clip, **fields: unet(**fields).apply({"params": params}, *clip))
+
+
+def test_frames_keep_their_shape(restore, clip):
+    out = restore(*clip)
+    chex.assert_shape(out, clip[0].shape)
+    chex.assert_tree_all_finite(out)
+    assert out.dtype == jnp.float32
+    assert np.abs(out - clip[0]).mean() > 0.05  # The network takes part.
+
+
+@pytest.mark.parametrize(("shift_scale", "reach"), [(2, REACH), (3, 1), (4, 0)])
+def test_a_frame_sees_as_many_neighbours_as_blocks_shift(params, clip, shift_scale, reach):
+    frames, voxels = clip
+    restore = jax.jit(lambda *clip: unet(shift_scale=shift_scale).apply({"params": params}, *clip))
+    before = restore(frames, voxels)
+    for changed in ((frames.at[0, 4].add(0.1), voxels), (frames, voxels.at[0, 4].add(1.0))):
+        difference = np.abs(restore(*changed) - before).max(axis=(2, 3, 4))
+        seen = np.zeros((2, 9), bool)
+        seen[0, 4 - reach : 5 + reach] = True
+        np.testing.assert_array_equal(difference > 0, seen)
+
+
+def test_shifting_is_a_loop_over_frames_and_channels():
+    x = np.asarray(normal(2, 2 * 3, 2, 2, 19))  # two clips of three frames
+    want = x.copy().reshape(2, 3, 2, 2, 19)
+    for source, shifted in zip(x.reshape(want.shape), want, strict=True):
+        for t in range(3):
+            shifted[t, ..., :2] = source[t + 1, ..., :2] if t < 2 else 0
+            shifted[t, ..., 2:4] = source[t - 1, ..., 2:4] if t > 0 else 0
+    np.testing.assert_array_equal(shift_frames(x, 3), want.reshape(x.shape))
+
+
+def test_a_block_of_single_frames_is_the_block_that_shifts_without_neighbours():
+    x = normal(3, 4, 5, 6, 8)
+    shifting = ResidualBlock(8, clip=1)
+    params = small_models.drawn_params(shifting, x)
+    silent = params["conv1"]["kernel"].at[:, :, :2].set(0)  # no one hears the first two channels
+    silent = params | {"conv1": params["conv1"] | {"kernel": silent}}
+    np.testing.assert_allclose(
+        shifting.apply({"params": params}, x),
+        ResidualBlock(8).apply({"params": silent}, x),
+        atol=1e-6,
+    )
+
+
+def test_spikes_of_another_size_are_resized_to_half_the_frames(params, clip):
+    frames, voxels = clip
+    finer = jnp.repeat(jnp.repeat(voxels, 2, axis=2), 2, axis=3)
+    restore = jax.jit(lambda *clip: unet().apply({"params": params}, *clip))
+    np.testing.assert_allclose(restore(frames, finer), restore(frames, voxels), atol=1e-4)
+
+
+def test_spikes_reach_every_pixel(params, clip):
+    def loss(voxels):
+        return jnp.sum(jnp.sin(unet().apply({"params": params}, clip[0], voxels)))
+
+    gradient = small_models.quickly(jax.grad(loss), clip[1])
+    assert (np.abs(gradient).max(axis=-1) > 0).all()
+
+
+def test_an_untrained_network_returns_its_input(clip):
+    model = unet()
+    params = jax.jit(model.init)(jax.random.key(0, impl="rbg"), *clip)["params"]
+    np.testing.assert_array_equal(model.apply({"params": params}, *clip), clip[0])
+
+
+def test_bfloat16_and_recomputation_are_near_the_plain_network(params, clip, restore):
+    model = unet(dtype=jnp.bfloat16, remat="block")
+    found = jax.jit(model.apply)({"params": params}, *clip)
+    wanted = restore(*clip)
+    assert found.dtype == jnp.float32
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert 1e-5 < error < 5e-2
+
+
+def test_the_shipped_config_has_at_most_4_million_parameters():
+    model = build_model(small.get_config().model)
+    inputs = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, small.BINS))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert 3.5e6 < count < 4.0e6
+
+
+@pytest.mark.parametrize(
+    ("fields", "frames", "voxels", "message"),
+    [
+        ({}, (1, 2, 20, 16, 3), (1, 2, 8, 8, BINS), "ShiftUNet: frames.*multiples of 8"),
+        ({}, (1, 2, 16, 16, 3), (1, 3, 8, 8, BINS), r"want \(1, 2, H, W, 4\)"),
+        ({"remat": "attn"}, (1, 2, 16, 16, 3), (1, 2, 8, 8, BINS), "remat is 'attn'"),
+        ({"encoder_blocks": (1, 1)}, (1, 2, 16, 16, 3), (1, 2, 8, 8, BINS), r"blocks \(1, 1\)"),
+        ({"kernels": "fast"}, (1, 2, 16, 16, 3), (1, 2, 8, 8, BINS), "implementation 'fast'"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, frames, voxels, message):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (frames, voxels)]
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(unet(**fields).init, jax.random.key(0), *shapes)
