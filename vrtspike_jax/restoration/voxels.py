@@ -58,7 +58,7 @@ class VoxelSettings:
     def resize(
         self, counts: Num[np.ndarray, "*t Hs Ws K"], frame_size: tuple[int, int]
     ) -> Num[np.ndarray, "*t hs ws K"]:
-        """Counts averaged to the size of training, for frames of `frame_size`: float32, or as is."""
+        """Counts averaged to the size of training (float32), or the same ones if they have it."""
         *lead, rows, columns, bins = counts.shape
         size = self.size((rows, columns), frame_size)
         if size == (rows, columns):
