@@ -54,6 +54,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     data.scenes.render.blur = (8.0, 20.0)
 
     optim = config.optim
+    optim.name = "muon"
+    optim.b1 = 0.95
     optim.learning_rate = 2e-3
     optim.warmup_steps = 20
     optim.accumulation_steps = 1

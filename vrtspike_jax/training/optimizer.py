@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from vrtspike_jax.training.muon import scale_by_muon_or_adam
 from vrtspike_jax.training.packing import Groups
 
 OPTIMIZERS = ("adamw", "adamw_bf16", "muon", "adafactor")
+# Root mean square of the entries of Muon's updates: near Adam's, so that rates fit both.
+UPDATE_RMS = 0.2
 
 
 def learning_rate_schedule(
@@ -50,9 +52,9 @@ def learning_rate_schedule(
     )
 
 
-def is_flat(name: str) -> bool:
-    """Whether an optimiser treats all numbers alike, so that it may see them as one vector."""
-    return name not in ("muon", "adafactor")
+def packing_form(name: str) -> str:
+    """How an optimiser wants parameters packed: one of `packing.FORMS`."""
+    return {"muon": "stacks", "adafactor": "arrays"}.get(name, "vector")
 
 
 def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -73,7 +75,8 @@ def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientT
         first_moment = jnp.bfloat16 if optim.name == "adamw_bf16" else jnp.float32
         direction = optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=first_moment)
     elif optim.name == "muon":
-        direction = scale_by_muon_or_adam(optim.b1, optim.b2, optim.eps)
+        adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+        direction = optax.partition({"stack": _muon(optim.b1), "vector": adam}, _kinds)
     elif optim.name == "adafactor":
         # Row and column means instead of a second moment, and no first moment: a few hundred
         # kilobytes of state. Block-wise clipping replaces what the first moment would smooth.
@@ -82,6 +85,29 @@ def gradient_transformation(optim: ml_collections.ConfigDict) -> optax.GradientT
         known = ", ".join(OPTIMIZERS)
         raise ValueError(f"config.optim.name is {optim.name!r}: expected one of {known}")
     return optax.chain(clip, direction, optax.add_decayed_weights(optim.weight_decay))
+
+
+def _kinds(groups: Groups) -> Groups:
+    return jax.tree.map(lambda array: "stack" if array.ndim == 3 else "vector", groups)
+
+
+def _muon(momentum: float) -> optax.GradientTransformation:
+    """Orthogonalised momentum (Nesterov) of stacks of matrices, in the size of Adam's updates.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the
+    size is that of Liu et al., arXiv:2502.16982, eq. 4.
+    """
+
+    def dimensions(groups: Groups) -> Groups:
+        return jax.tree.map(lambda _: MuonDimensionNumbers(1, 2), groups)
+
+    def scale(directions: Groups, params: Groups | None) -> Groups:
+        del params
+        # Singular values of 1 spread an entry's mean square over the longer side.
+        return jax.tree.map(lambda x: x * (UPDATE_RMS * max(x.shape[1:]) ** 0.5), directions)
+
+    orthogonal = scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions)
+    return optax.chain(orthogonal, optax.stateless(scale))
 
 
 def flow_factor(step: jax.Array, scale: float, freeze_steps: int) -> jax.Array:

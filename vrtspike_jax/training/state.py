@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from vrtspike_jax.training.optimizer import is_flat
+from vrtspike_jax.training.optimizer import packing_form
 from vrtspike_jax.training.packing import Groups, Layout, unpack
 
 
@@ -60,7 +60,7 @@ def create_state(
         tx: from `optimizer.gradient_transformation`.
         optim: `config.optim`; `name`, `flow_modules` and `ema_decay` are read.
     """
-    layout = Layout.of(params, optim.flow_modules, is_flat(optim.name))
+    layout = Layout.of(params, optim.flow_modules, packing_form(optim.name))
     packed = layout.pack(params)
 
     # One array each: arrays that share a buffer cannot be donated together.
