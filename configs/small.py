@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def render_config() -> ml_collections.ConfigDict:
     """Half the clips are rendered, half are cut from films; `scripts/gather_media.py` makes both
     folders. The cameras vary about those of the GoPro + spike set: a fifth of the clips have a
-    threshold of just 1, a fifth one of up to 4; the same with spike noise. Three of eight have
+    threshold of just 1, a fifth one of up to 4; the same with spike noise. Six of thirteen have
     fewer steps an exposure."""
     render = ml_collections.ConfigDict()
     render.photographs = ("media/train/photographs",)
@@ -83,7 +83,7 @@ def render_config() -> ml_collections.ConfigDict:
     render.dark_current = (0.0, 0.01)
     render.spike_noise = (0.0, 0.0, 0.01, 0.02, 0.03, 0.1)
     render.threshold_spread = (0.0, 0.03)
-    render.exposure_steps = (88, 88, 88, 88, 88, 44, 22, 11)
+    render.exposure_steps = (88,) * 7 + (60, 44, 30, 22, 15, 11)
     return render
 
 

@@ -12,13 +12,13 @@ from vrtspike_jax.scenes.bank import load_bank
 from vrtspike_jax.scenes.expose_jax import ClipShape, Pick, count_spikes, expose_reels
 from vrtspike_jax.scenes.films import Film
 from vrtspike_jax.scenes.photographs import PhotographError
-from vrtspike_jax.scenes.render import at_steps, expose
+from vrtspike_jax.scenes.render import at_steps, expose, gather
 from vrtspike_jax.spikes.simulate import integrate_and_fire
 from vrtspike_jax.spikes.voxel import bin_edges, trained_counts, voxel_counts
 
 SHAPE = ClipShape(frames=3, size=(24, 24), spike_size=(12, 12), steps=22, bins=6)
-# Among the bins, each of 2 steps is shared.
-VARIED = dataclasses.replace(SHAPE, choices=(2, 11, 22))
+# Among the bins, each of 2 steps is shared; 15 gather parts of the 22.
+VARIED = dataclasses.replace(SHAPE, choices=(2, 11, 15, 22))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_voxels_are_those_of_a_recording_of_as_many_steps(steps):
     phase = np.asarray(jax.vmap(phase_of)(seed[None])[0])
     gray = (reels[0, 4:25] @ np.array([0.299, 0.587, 0.114]) / 255).astype(np.float32)
     light = at_steps(gray, 3, shape.steps)
-    light = light.reshape(3 * steps, -1, 24, 24).mean(1) + np.float32(0.02)
+    light = gather(light, 3 * steps) + np.float32(0.02)
     recording, _ = integrate_and_fire(light, threshold, phase * threshold)
     settings = VoxelSettings(bins=shape.bins, steps=shape.steps)
     for counts, spikes in zip(found, recording.reshape(3, steps, 24, 24), strict=True):

@@ -40,6 +40,13 @@ def on_device_config():
     return config
 
 
+def muon_config():
+    """Moments in stacks of matrices: channels enough that there are some."""
+    config = tiny_config(6)
+    config.optim.name, config.model.features = "muon", 16
+    return config
+
+
 def arrays(workdir, step):
     """Every array of a checkpoint, flat."""
     found = {}
@@ -206,13 +213,16 @@ def test_load_for_inference_gives_the_average_and_the_config(whole):
         load_for_inference(whole / "strips")
 
 
-def test_clips_cut_on_the_device_resume_bit_for_bit(tmp_path, monkeypatch):
-    assert train(on_device_config(), tmp_path / "whole") == 0
+@pytest.mark.parametrize("config_of", [on_device_config, muon_config])
+def test_other_sources_and_optimizers_resume_bit_for_bit(tmp_path, monkeypatch, config_of):
+    assert train(config_of(), tmp_path / "whole") == 0
     with monkeypatch.context() as patched:
         stop_at(patched, 3, signal.SIGTERM)
-        assert train(on_device_config(), tmp_path / "parts") == 143
-    assert train(on_device_config(), tmp_path / "parts") == 0
+        assert train(config_of(), tmp_path / "parts") == 143
+    assert train(config_of(), tmp_path / "parts") == 0
     expected, found = (arrays(tmp_path / name, 6) for name in ("whole", "parts"))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    stacks = [name for name, array in expected.items() if name[:4] == "opt/" and array.ndim == 3]
+    assert len(stacks) == 2 * (config_of is muon_config)  # of flow and rest
     assert lines(tmp_path / "whole")[-1] == lines(tmp_path / "parts")[-1]

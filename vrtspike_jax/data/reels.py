@@ -30,7 +30,7 @@ def clip_shape(config: ml_collections.ConfigDict):
     if not side:
         raise ValueError("config.data.crop_size is 0: config.data.scenes.on_device needs crops")
     options = scene_options(**config.scenes.render.to_dict())
-    options.check_divisors(config.steps)
+    options.check_exposures(config.steps)
     return ClipShape(
         frames=config.clip_length,
         size=(side, side),

@@ -33,7 +33,7 @@ class SceneClips:
         options = scene_options(**scenes.render.to_dict())
         if held_out:
             options = dataclasses.replace(options, exposure_steps=())
-        options.check_divisors(config.steps)
+        options.check_exposures(config.steps)
         # Steps that the spikes of a clip are counted for, where clips have different ones.
         self.trained_steps = config.steps if options.exposure_steps else 0
         self._arguments = {

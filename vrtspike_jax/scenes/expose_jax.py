@@ -27,7 +27,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 class ClipShape:
     """Sizes of the clips: exposures T, height and width of frames and spikes, steps S, bins K.
 
-    `choices` are the divisors of S that clips may have as steps of their exposures; (): all have S.
+    `choices` are what clips may have as steps of their exposures, up to S; (): all have S.
     """
 
     frames: int
@@ -137,11 +137,15 @@ def _fire(
     tables = [_stretches(shape, int(steps)) for steps in choices]
     edges, given = (np.stack(table) for table in zip(*tables, strict=True))
     shared = (given != np.eye(shape.bins)).any()
-    # Each step of the clip's own gathers the mean light of so many of the S.
-    ratio = jnp.asarray(shape.steps // choices)[which]
-    edges = jnp.asarray(edges)[which]
+    # Each step of the clip's own gathers the mean light of so many of the S, and of parts of them.
+    ratio = shape.steps / choices
+    place = edges * ratio[:, None]
+    before = np.minimum(place.astype(int), len(between) - 1)
+    part = jnp.asarray(place - before, jnp.float32)[which, :, None]
+    before, ratio, edges = (jnp.asarray(a)[which] for a in (before, ratio, edges))
     summed = jnp.concatenate([jnp.zeros((1, gray.shape[0])), jnp.cumsum(between, axis=0)])
-    light = jnp.einsum("en,nij->eij", summed[edges * ratio] / ratio, gray, precision=_EXACT)
+    summed = (summed[before] + part * between[before]) / ratio
+    light = jnp.einsum("en,nij->eij", summed, gray, precision=_EXACT)
     spread = 1 + pick.threshold_spread * jax.random.normal(pattern, gray.shape[1:])
     counts = count_spikes(
         light + pick.dark_current * edges[:, None, None],

@@ -88,8 +88,8 @@ class SceneOptions:
     spike_noise: Stretches = (0.0, 0.0)
     # Relative standard deviation of the thresholds of single pixels.
     threshold_spread: Stretches = (0.0, 0.0)
-    # Steps of each exposure of a clip: divisors of what other clips have (`config.data.steps`),
-    # each as likely as any other; to weigh one, repeat it. A step gathers the mean of the light of
+    # Steps of each exposure of a clip: at most what other clips have (`config.data.steps`), each
+    # as likely as any other; to weigh one, repeat it. A step gathers the mean of the light of
     # those it stands for, so that fewer spikes tell of an exposure. Empty: always all. Clips for
     # scoring have all.
     exposure_steps: tuple[int, ...] = ()
@@ -114,12 +114,12 @@ class SceneOptions:
                 continue
             _check(field.name, value, isinstance(field.default, tuple))
 
-    def check_divisors(self, steps: int) -> None:
+    def check_exposures(self, steps: int) -> None:
         """Raises ValueError if an exposure of `steps` steps cannot have `exposure_steps`."""
         for found in self.exposure_steps:
-            if not steps or steps % found:
+            if found > steps:
                 raise ValueError(
-                    f"scene option exposure_steps: found {found}, wanted divisors of "
+                    f"scene option exposure_steps: found {found}, wanted at most "
                     f"config.data.steps, which is {steps}"
                 )
 

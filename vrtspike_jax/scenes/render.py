@@ -53,7 +53,7 @@ def render_clip(
         raise ValueError("found both options and overrides, wanted one of them")
     if steps < 1:
         raise ValueError(f"found {steps} steps, wanted at least 1")
-    options.check_divisors(steps)
+    options.check_exposures(steps)
     spike_size = spike_shape(height, width, spike_scale)
     sample = sample_film if is_film(seed, split, options) else sample_scene
     return expose(sample(seed, num_frames, height, width, split, options), spike_size, steps)
@@ -72,8 +72,8 @@ def spike_shape(
 def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.ndarray]:
     """Shows a scene or a film to both cameras; see `render_clip` for what comes back.
 
-    Where the shot says so, the spike camera fires at every r-th of the steps only, and each of its
-    steps gathers the mean of the light of r.
+    Where the shot says so, the spike camera has fewer steps, each of which gathers the mean of the
+    light of those, and parts of those, that it stands for.
     """
     pictures_of = play_exposures if isinstance(shot, Film) else draw_exposures
     blur = np.empty((shot.frames, shot.height, shot.width, 3), np.uint8)
@@ -88,7 +88,7 @@ def expose(shot: Shot, spike_size: tuple[int, int], steps: int) -> dict[str, np.
             _gray(picture, gray[k * shot.subframes + i])
     light, fired = at_steps(gray, shot.frames, steps), shot.steps or steps
     if fired < steps:
-        light = light.reshape(shot.frames * fired, steps // fired, *spike_size).mean(1)
+        light = gather(light, shot.frames * fired)
     spikes = simulate(
         light,
         shot.threshold,
@@ -123,6 +123,15 @@ def at_steps(
     result *= share
     result += gray[before]
     return result
+
+
+def gather(light: Float32[np.ndarray, "N H W"], steps: int) -> Float32[np.ndarray, "M H W"]:
+    """The mean light of each of so many equal parts of the time of N steps."""
+    edges = np.linspace(0, len(light), steps + 1)
+    step = np.arange(len(light))
+    parts = np.minimum(edges[1:, None], step + 1) - np.maximum(edges[:-1, None], step)
+    shares = np.maximum(parts, 0).astype(np.float32) * np.float32(steps / len(light))
+    return np.tensordot(shares, light, 1)
 
 
 def _gray(picture: UInt8[np.ndarray, "H W 3"], out: Float32[np.ndarray, "Hs Ws"]) -> None:
