@@ -10,8 +10,7 @@ import ml_collections
 
 from vrtspike_jax.models import VRT, VRTWithSpike
 from vrtspike_jax.models.fields import check_divides, check_fields
-from vrtspike_jax.models.shift_unet import ShiftUNet
-from vrtspike_jax.models.unet import UNetSpike
+from vrtspike_jax.models.unet import ShiftUNet, UNetSpike
 from vrtspike_jax.names import suggestion
 
 # Fields that stand beside `vrt` and are its own.
