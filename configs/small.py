@@ -7,8 +7,8 @@ The argument after the colon is the model's name: "shift_unet" (default), or, to
 "vrt_spike" and "vrt" (the baseline's design made small, with and without spikes) and "unet_spike"
 (a plain single-frame U-Net with spikes).
 
-All train with Muon, which is worth more than any choice of a model here: 1.4 dB after 2,000 steps
-(vrtspike_jax/weights/small.md). Training clips are cut and exposed on the accelerator, from films
+All train with Muon, which is worth more than any choice of a model here: 1.3 to 1.5 dB after 2,000
+steps (vrtspike_jax/weights/small.md). Training clips are cut and exposed on the accelerator, from films
 and rendered scenes (docs/data.md).
 """
 
