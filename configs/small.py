@@ -8,8 +8,8 @@ The argument after the colon is the model's name: "shift_unet" (default), or, to
 (a plain single-frame U-Net with spikes).
 
 All train with Muon, which is worth more than any choice of a model here: 1.3 to 1.5 dB after 2,000
-steps (vrtspike_jax/weights/small.md). Training clips are cut and exposed on the accelerator, from films
-and rendered scenes (docs/data.md).
+steps (vrtspike_jax/weights/small.md). Training clips are cut and exposed on the accelerator, from
+films and rendered scenes (docs/data.md).
 """
 
 import ml_collections

@@ -138,24 +138,23 @@ def test_a_faster_cameras_spikes_are_those_of_the_models_camera():
     )
     found, want = trained_counts(fast, 88, 88), voxel_counts(slow, 88)
     assert found.dtype == np.uint8 and found.max() == 1
-    # At no time is more than a spike between what was gathered and what was fired.
+    # At no time is more than half a spike between what was gathered and what was fired.
     gathered = np.cumsum(voxel_counts(fast, 88), axis=-1) / 4
-    assert np.abs(np.cumsum(found, axis=-1, dtype=float) - gathered).max() < 1
-    # Neither do pixels of the same light fire together, nor one pixel in bursts.
+    assert np.abs(np.cumsum(found, axis=-1, dtype=float) - gathered).max() <= 0.5
+    # Pixels fire apart, save for their first spike, and none fires in bursts.
     bright = light > 0.4
     for counts in (found, want):
-        share = counts[bright].mean(axis=0)
-        assert share.std() < 0.03
+        assert counts[bright][:, 8:].mean(axis=0).std() < 0.03
     gaps = [np.diff(np.flatnonzero(c)).std() for c in found[bright]]
     assert np.mean(gaps) < 0.6
 
 
 def test_averages_of_a_finer_cameras_counts_are_fired_again():
-    counts = np.array([0.25, 0.25, 0.5, 1.5, 0.5]) * np.ones((40, 50, 1))
+    counts = np.array([[[0.25, 0.125, 0.5, 1.5, 0.75], [0.75, 0.5, 0.5, 0.0, 0.25]]])
     fired = fire_again(counts)
     assert fired.dtype == np.uint8
-    np.testing.assert_allclose(fired.mean((0, 1)), counts[0, 0], atol=0.03)
-    assert set(np.unique(fired.sum(-1))) == {3}
+    assert fired.tolist() == [[[0, 0, 1, 1, 1], [1, 0, 1, 0, 0]]]
+    assert fire_again(counts, 0.5).tolist() == [[[0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]]
     whole = np.random.default_rng(0).integers(0, 9, (4, 5, 6))
     np.testing.assert_array_equal(fire_again(whole), whole)
     np.testing.assert_array_equal(fire_again(whole * 1000)[..., 1:].max(), 255)

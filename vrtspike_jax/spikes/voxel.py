@@ -71,22 +71,17 @@ def fire_again(
     """Whole counts of a camera that gathers these ones, and fires.
 
     A network that learned from whole counts makes little of fractions, as averages over pixels and
-    counts of a faster camera are. So they are what a camera gathers that integrates and fires,
-    whose pixels start anywhere between two spikes, the same ones each time.
+    counts of a faster camera are. So they are what a camera gathers that integrates and fires: at
+    no time is it more than half a spike behind or ahead.
 
     Args:
       counts: averages of counts, in the order of time.
       scale: what they are multiplied by.
     """
     gathered = np.cumsum(counts, axis=-1, dtype=np.float32) * np.float32(scale)
-    gathered += _phases(*counts.shape[-3:-1])[..., None]
+    gathered += np.float32(0.5)
     fired = np.diff(np.floor(gathered, out=gathered), axis=-1, prepend=np.float32(0))
     return np.minimum(fired, MAX_COUNT).astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=4)
-def _phases(height: int, width: int) -> Float32[np.ndarray, "height width"]:
-    return np.random.default_rng(0).random((height, width), np.float32)
 
 
 def trained_counts(
