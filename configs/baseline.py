@@ -48,7 +48,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def model_config() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
-    model.name = "vrt_spike"  # or "vrt", without the spike fields; "unet_spike": models/unet.py
+    # or "vrt", without the spike fields; "shift_unet", "unet_spike": vrtspike_jax/models/unet.py
+    model.name = "vrt_spike"
     model.dtype = "bfloat16"  # compute dtype: float32, bfloat16, float16; parameters are float32
     # What the backward pass computes again instead of keeping: "none", "light" (whole blocks, save
     # for the attention kernels), "attn", "ffn", "block".
