@@ -1,6 +1,7 @@
 """From `config.model` to a module. Modules themselves take plain fields, never a config."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,10 +88,6 @@ def _vrt_spike(fields: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _plain_model(cls: type[nn.Module]) -> Callable[[dict[str, Any]], nn.Module]:
-    return lambda fields: construct(cls, fields, "config.model")
-
-
 def _backbone(fields: dict[str, Any]) -> dict[str, Any]:
     backbone = fields.pop("vrt", {})
     if not isinstance(backbone, dict):
@@ -126,6 +123,6 @@ def _plain(value: Any) -> Any:
 MODELS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "vrt_spike": _vrt_spike,
     "vrt": _vrt,
-    "shift_unet": _plain_model(ShiftUNet),
-    "unet_spike": _plain_model(UNetSpike),
+    "shift_unet": functools.partial(construct, ShiftUNet, where="config.model"),
+    "unet_spike": functools.partial(construct, UNetSpike, where="config.model"),
 }

@@ -136,7 +136,6 @@ def _fire(
     which = jnp.argmax(choices == pick.steps) if shape.choices else 0
     tables = [_stretches(shape, int(steps)) for steps in choices]
     edges, given = (np.stack(table) for table in zip(*tables, strict=True))
-    shared = (given != np.eye(shape.bins)).any()
     # Each step of the clip's own gathers the mean light of so many of the S, and of parts of them.
     ratio = shape.steps / choices
     place = edges * ratio[:, None]
@@ -155,7 +154,7 @@ def _fire(
         pick.spike_noise * jax.random.normal(walk, light[1:].shape),
     )
     counts = counts.reshape(shape.frames, shape.bins, *shape.spike_size)
-    if not shared:
+    if not any(is_shared(steps, shape.bins, shape.steps) for steps in choices):
         return counts.transpose(0, 2, 3, 1)
     given = jnp.asarray(given)[which]
     return jnp.einsum("tghw,gk->thwk", counts.astype(jnp.float32), given, precision=_EXACT)
