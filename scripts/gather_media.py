@@ -42,7 +42,7 @@ def main() -> None:
         split = "eval" if path.stem in args.eval_videos else "train"
         if split == "eval":
             shutil.copyfile(path, args.out / split / "videos" / path.name)
-        film = _shrunk(path, args.shrink)
+        film = _shrunk(path, args.shrink, args.least_side)
         np.save(args.out / split / "films" / f"{path.stem}.npy", film)
         print(f"{path.stem}: {split}, {len(film)} frames of {film.shape[1]} x {film.shape[2]}")
 
@@ -54,8 +54,10 @@ def _files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path
     return paths
 
 
-def _shrunk(path: pathlib.Path, factor: float) -> np.ndarray:
+def _shrunk(path: pathlib.Path, factor: float, least_side: int) -> np.ndarray:
     video = VideoFrames(path)
+    # A video that is too small stays as it is: it must not grow.
+    factor = max(1.0, min(factor, min(video.size) / least_side))
     height, width = (round(side / factor) for side in video.size)
     frames = []
     for i in range(len(video)):
@@ -72,6 +74,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--videos", type=pathlib.Path, help="folder of videos")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--shrink", type=float, default=2.0, help="divides the videos' sides")
+    parser.add_argument(
+        "--least-side", type=int, default=1, help="shrink small videos less, to sides of so many"
+    )
     parser.add_argument("--eval-photographs", type=int, default=30, help="how many to hold out")
     parser.add_argument("--eval-videos", nargs="*", default=[], help="names of those to hold out")
     return parser.parse_args()
