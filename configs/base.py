@@ -5,6 +5,7 @@
 Clips are cut and exposed on the accelerator, and Muon trains, as in configs/small.py; frames and
 spikes are modelled, and their flow starts, as in configs/baseline.py. Crops are a little larger
 than the small model's: films need sides of 128 pixels (`scripts/gather_media.py --least-side 128`).
+Its first 8,000 steps are in docs/training.md.
 """
 
 import ml_collections
