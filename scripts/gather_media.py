@@ -3,8 +3,8 @@
     python scripts/gather_media.py --photographs BSDS500/images --videos clips --out media \
         --eval-photographs 30 --eval-videos ct_bear pp_test1
 
-Writes `<out>/{train,eval}/photographs`, copies; `<out>/{train,eval}/films`, each video shrunk to a
-.npy; and `<out>/eval/videos`, the held-out videos as they are. Configs name the folders in
+Writes `<out>/{train,eval}/photographs`, copies; `<out>/{train,eval}/films`, each video shrunk to
+a .npy; and `<out>/eval/videos`, the held-out videos as they are. Configs name the folders in
 `config.data.scenes.render`. Held-out photographs are every n-th in order of name.
 """
 
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from vrtspike_jax.restoration.video import VIDEO_SUFFIXES, VideoFrames
+from vrtspike_jax.scenes.interpolate import InterpolatedFrames
 from vrtspike_jax.scenes.photographs import SUFFIXES
 
 
@@ -42,7 +43,7 @@ def main() -> None:
         split = "eval" if path.stem in args.eval_videos else "train"
         if split == "eval":
             shutil.copyfile(path, args.out / split / "videos" / path.name)
-        film = _shrunk(path, args.shrink, args.least_side)
+        film = _film(path, args.interpolate, args.shrink, args.least_side)
         np.save(args.out / split / "films" / f"{path.stem}.npy", film)
         print(f"{path.stem}: {split}, {len(film)} frames of {film.shape[1]} x {film.shape[2]}")
 
@@ -54,16 +55,17 @@ def _files(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path
     return paths
 
 
-def _shrunk(path: pathlib.Path, factor: float, least_side: int) -> np.ndarray:
+def _film(path: pathlib.Path, times: int, factor: float, least_side: int) -> np.ndarray:
     video = VideoFrames(path)
     # A video that is too small stays as it is: it must not grow.
     factor = max(1.0, min(factor, min(video.size) / least_side))
     height, width = (round(side / factor) for side in video.size)
-    frames = []
-    for i in range(len(video)):
-        frames.append(cv2.resize(video.read(i), (width, height), interpolation=cv2.INTER_AREA))
+    frames = InterpolatedFrames(video, times)
+    film = np.empty((len(frames), height, width, 3), np.uint8)
+    for i in range(len(frames)):
+        film[i] = cv2.resize(frames.read(i), (width, height), interpolation=cv2.INTER_AREA)
     video.close()
-    return np.stack(frames)
+    return film
 
 
 def _arguments() -> argparse.Namespace:
@@ -74,6 +76,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--videos", type=pathlib.Path, help="folder of videos")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--shrink", type=float, default=2.0, help="divides the videos' sides")
+    parser.add_argument(
+        "--interpolate", type=int, default=1, help="makes so many frames of each, by optical flow"
+    )
     parser.add_argument(
         "--least-side", type=int, default=1, help="shrink small videos less, to sides of so many"
     )

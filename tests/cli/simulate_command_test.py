@@ -63,6 +63,21 @@ def test_what_it_writes_can_be_evaluated_and_deblurred(vrtspike, checkpoint, tmp
     assert restored.exit_code == 0, restored.output
 
 
+def test_interpolated_frames_are_exposed_like_others(vrtspike, tmp_path):
+    frames = world.make_frames(6, (48, 66))
+    video = world.write_images(tmp_path / "slow", frames)
+    result = vrtspike(
+        "simulate", "--video", video, "--out", tmp_path / "set", "--interpolate", 3,
+        "--exposure", 5, "--json", "-",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (made,) = json.loads(result.stdout)
+    assert made["frames"] == 3  # exposures of 5 fit into 5 * 3 + 1 frames
+    # The middle of the third exposure is frame 12, which is the video's frame 4.
+    sharp = cv2.imread(str(tmp_path / "set" / "test" / "slow" / "sharp" / "00000002.png"))
+    np.testing.assert_array_equal(sharp[..., ::-1], frames[4])
+
+
 def test_the_same_seed_gives_the_same_files_and_another_one_others(vrtspike, tmp_path):
     video = world.write_images(tmp_path / "fast", world.make_frames(11, (32, 32)))
     contents = {}
@@ -85,6 +100,7 @@ def test_the_same_seed_gives_the_same_files_and_another_one_others(vrtspike, tmp
         (["--threshold", 0], "wanted a positive number"),
         (["--seed", -1], "seed -1: wanted 0 or more"),
         (["--noise", "nan"], "noise std nan: wanted 0 or more"),
+        (["--interpolate", 0], "interpolate 0: wanted 1 or more"),
         (["--gap", -1], "gap -1: wanted 0 or more"),
         (["--video", "nowhere.mp4"], "no such video or folder"),
         (["--out", f"{__file__}/set"], "cannot be written: Not a directory"),

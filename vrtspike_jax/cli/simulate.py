@@ -13,7 +13,7 @@ EXAMPLES = """Examples:
 
 vrtspike simulate --video fast_camera.mp4 --out data/own --split train
 
-vrtspike simulate --video phone_clips/ --shrink 4 --exposure 11 --seed 1 --out data/own
+vrtspike simulate --video phone_clips/ --interpolate 4 --exposure 11 --seed 1 --out data/own
 
 vrtspike simulate --video frames_240fps/ --threshold 2 --noise 0.02 --out data/noisy
 """
@@ -27,6 +27,9 @@ def command(
     out: Annotated[Path, typer.Option(help="Root of the data set; sequences are added to it.")],
     split: Annotated[str, typer.Option(help="Part of the data set.")] = "test",
     name: Annotated[str, typer.Option(help="Sequence's name (else the video's).")] = "",
+    interpolate: Annotated[
+        int, typer.Option(help="Make so many frames of each, by optical flow, before all else.")
+    ] = 1,
     exposure: Annotated[int, typer.Option(help="Video frames in a blurred one, odd.")] = 11,
     gap: Annotated[int, typer.Option(help="Video frames between exposures.")] = 0,
     substeps: Annotated[int, typer.Option(help="Spike steps from frame to frame.")] = 8,
@@ -55,6 +58,7 @@ def command(
 
     console.check_writable(json_file, "--json")
     options = SimulateOptions(
+        interpolate=interpolate,
         exposure=exposure,
         gap=gap,
         substeps=substeps,

@@ -3,8 +3,8 @@
 The protocol of the GoPro + spike set: `exposure` consecutive frames, averaged as they are (sRGB),
 make a blurred frame, and the middle one is its ground truth. Each frame and the ones interpolated
 between it and the next are the light of `substeps` spike steps; the camera's accumulators run on
-from exposure to exposure. A fast camera's video serves as it is; an ordinary one does when it is
-shrunk until motion between neighbours is about a pixel.
+from exposure to exposure. A fast camera's video serves as it is; an ordinary one does when frames
+are interpolated, or when it is shrunk, until motion between neighbours is about a pixel.
 """
 
 import dataclasses
@@ -12,27 +12,14 @@ import fractions
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 
+from vrtspike_jax.scenes.interpolate import Frames, InterpolatedFrames
 from vrtspike_jax.spikes import CameraConfig, SpikeCamera, write_camera_config, write_dat
 
 _GRAY = np.float32([0.299, 0.587, 0.114])  # what drives the published set's camera
-
-
-class Frames(Protocol):
-    """A folder of images or a video; see `vrtspike_jax.restoration`."""
-
-    path: Path
-    size: tuple[int, int]
-    dtype: np.dtype
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> np.ndarray: ...
-
 
 _NOT_NEGATIVE = (
     "gap",
@@ -50,9 +37,11 @@ class SimulateOptions:
     """How to expose.
 
     Attributes:
-      exposure: video frames in one exposure, odd so that there is a middle one; at least 3.
-      gap: video frames between exposures, during which the shutter is closed.
-      substeps: spike steps from one video frame to the next, at least 1.
+      interpolate: frames to make of each of the video (`InterpolatedFrames`), before all else;
+        at least 1, which makes none.
+      exposure: frames in one exposure, odd so that there is a middle one; at least 3.
+      gap: frames between exposures, during which the shutter is closed.
+      substeps: spike steps from one frame to the next, at least 1.
       shrink: the video's sides are divided by it first (area average), at least 1.
       spike_scale: spike pixels per frame pixel, above 0, at most 1.
       threshold: firing threshold, in units of white times steps.
@@ -74,11 +63,12 @@ class SimulateOptions:
     frame_noise: float = 0.0
     seed: int = 0
     max_frames: int = 0
+    interpolate: int = 1
 
     def __post_init__(self):
         if self.exposure < 3 or self.exposure % 2 == 0:
             raise ValueError(f"exposure of {self.exposure} frames: wanted an odd number, 3 or more")
-        least = dict.fromkeys(_NOT_NEGATIVE, 0) | {"substeps": 1, "shrink": 1}
+        least = dict.fromkeys(_NOT_NEGATIVE, 0) | {"substeps": 1, "shrink": 1, "interpolate": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if not low <= value < float("inf"):  # this also refuses NaN
@@ -116,6 +106,7 @@ def simulate_sequence(
     """
     if folder.exists():
         raise ValueError(f"{folder}: exists already; nothing is overwritten")
+    video = InterpolatedFrames(video, options.interpolate)
     period = options.exposure + options.gap
     total = (len(video) + options.gap) // period
     total = min(total, options.max_frames) if options.max_frames else total
