@@ -127,6 +127,7 @@ def unet_config(name: str) -> ml_collections.ConfigDict:
     model.remat = "none"  # or "block"
     model.kernels = "auto"
     model.spike_bins = BINS
+    model.gated = False  # blocks with gates: better by 0.1 dB and more after as many steps
     if name == "unet_spike":
         model.channels = (32, 64, 128, 256)  # at scales 1, 1/2, 1/4, 1/8
         model.blocks = 1  # residual blocks at each scale of each encoder and of the decoder

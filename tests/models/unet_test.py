@@ -29,10 +29,16 @@ FIELDS = {
 MIDDLE = 4
 
 
-@pytest.fixture(scope="module", params=list(FIELDS), ids=lambda cls: cls.__name__)
+KINDS = [*((cls, {}) for cls in FIELDS), (ShiftUNet, {"gated": True})]
+
+
+@pytest.fixture(
+    scope="module", params=KINDS, ids=lambda kind: kind[0].__name__ + "-gated" * len(kind[1])
+)
 def unet(request):
     """Builds the model with some fields changed."""
-    return lambda **fields: request.param(spike_bins=BINS, **FIELDS[request.param] | fields)
+    cls, own = request.param
+    return lambda **fields: cls(spike_bins=BINS, **FIELDS[cls] | own | fields)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +115,39 @@ def test_a_block_that_shifts_single_frames_hears_nothing_from_its_neighbours():
         ResidualBlock(8).apply({"params": silent}, x),
         atol=1e-6,
     )
+
+
+def test_a_gated_block_lets_through_values_times_gelu_of_gates():
+    x, gate = normal(3, 2, 5, 6, 12), 1.5
+    block = ResidualBlock(12, gated=True)
+    params = small_models.drawn_params(block, x)
+    half = params["conv1"]["bias"].size // 2
+    assert half == 8  # two thirds of the channels
+    # The same gate everywhere, so that what is left is a block of convolutions alone.
+    conv = {"kernel": params["conv1"]["kernel"].at[..., half:].set(0)}
+    conv["bias"] = params["conv1"]["bias"].at[half:].set(gate)
+
+    def added(conv):
+        return block.apply({"params": params | {"conv1": conv}}, x) - x
+
+    shut = added(conv | {"bias": conv["bias"].at[half:].set(-20.0)})
+    np.testing.assert_allclose(shut, jnp.broadcast_to(params["conv2"]["bias"], x.shape), atol=1e-5)
+    opened = added(conv) - shut
+    wider = added(conv | {"bias": conv["bias"].at[half:].set(-gate)}) - shut
+    np.testing.assert_allclose(wider / opened, jax.nn.gelu(-gate, False) / jax.nn.gelu(gate, False),
+                               rtol=1e-2)  # fmt: skip
+    assert np.abs(opened).mean() > 0.1
+
+
+def test_gates_change_the_number_of_parameters_little():
+    counts = []
+    for gated in (False, True):
+        model = ShiftUNet(88, gated=gated)
+        shapes = jax.eval_shape(
+            model.init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, 88))
+        )["params"]
+        counts.append(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    assert 0 < counts[1] - counts[0] < 0.03 * counts[0] and counts[1] < 4e6
 
 
 def test_spikes_reach_every_pixel(unet, params, clip):

@@ -34,18 +34,30 @@ class ResidualBlock(nn.Module):
         dtype: Compute dtype.
         clip: Frames of a clip, if the first convolution is to see those beside each frame
             (`shift_frames`); 0 for frames on their own.
+        gated: Whether values times gelu(gates) stand for the gelu; both are of two thirds of the
+            channels, so that there are about as many parameters.
+
+    Source: GEGLU (Shazeer, arXiv:2002.05202), with convolutions.
     """
 
     channels: int
     dtype: jnp.dtype = jnp.float32
     clip: int = 0
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
         if self.clip:
             y = shift_frames(y, self.clip)
-        y = gelu(Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(y))
+        # Multiples of 8, which matrix units want.
+        inner = -(-2 * self.channels // 24) * 16 if self.gated else self.channels
+        y = Conv(inner, (3, 3), dtype=self.dtype, name="conv1")(y)
+        if self.gated:
+            values, gates = jnp.split(y, 2, axis=-1)
+            y = values * gelu(gates)
+        else:
+            y = gelu(y)
         return x + Conv(self.channels, (3, 3), dtype=self.dtype, name="conv2")(y)
 
 

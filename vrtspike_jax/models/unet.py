@@ -23,12 +23,14 @@ class UNet(nn.Module):
 
     Attributes:
         spike_bins: Time bins K of the voxel grids.
+        gated: Whether residual blocks are gated; see `ResidualBlock`.
         remat: What the backward pass recomputes: "none", or "block" (every residual block).
         kernels: As in `VRT`; without effect, as convolutions are XLA's.
         dtype: Compute dtype; parameters are float32.
     """
 
     spike_bins: int = 88
+    gated: bool = False
     remat: str = "none"
     kernels: str = "auto"
     dtype: jnp.dtype = jnp.float32
@@ -69,7 +71,8 @@ class UNet(nn.Module):
         """Residual blocks; with `clip`, they see the neighbouring frames."""
         block = nn.remat(ResidualBlock) if self.remat == "block" else ResidualBlock
         for i in range(count):
-            x = block(self.channels[scale], self.dtype, clip, name=f"{name}{scale}_{i}")(x)
+            size = self.channels[scale]
+            x = block(size, self.dtype, clip, self.gated, name=f"{name}{scale}_{i}")(x)
         return x
 
     def _grow(self, x: Array, skip: Array, scale: int) -> Array:
