@@ -18,7 +18,7 @@ import numpy as np
 
 from vrtspike_jax import benchmark
 from vrtspike_jax.cli.configs import load_config
-from vrtspike_jax.report.charts import line_chart
+from vrtspike_jax.report.charts import line_chart, picture
 
 QUANTITIES = ("crop", "frames", "batch")
 # Colours and dashes of the report's charts, under the names they have there.
@@ -129,14 +129,7 @@ def _plot(points: list[Point], value, unit: str) -> str:
     lines = {style: line for style, line in lines.items() if line}
     labels = {STYLE[varied]: f"more {varied}" for varied in QUANTITIES}
     chart = line_chart(lines, labels, f"{unit} a million pixels", "measurement", f"{unit}/Mpixel")
-    return (
-        chart[: chart.index("</svg>") + 6]
-        .replace(
-            "<svg ",
-            '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" ',
-        )
-        .replace('class="grid"', 'stroke="#ccc"')
-    )
+    return picture(chart)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python scripts/gather_media.py --photographs BSDS500/images --videos clips --out media \
         --eval-photographs 30 --eval-videos ct_bear pp_test1
 
-Writes `<out>/{train,eval}/photographs`, copies; `<out>/{train,eval}/films`, each video shrunk to
-a .npy; and `<out>/eval/videos`, the held-out videos as they are. Configs name the folders in
-`config.data.scenes.render`. Held-out photographs are every n-th in order of name.
+Writes `<out>/{train,eval}/photographs`, copies; `<out>/{train,eval}/films`, a .npy of
+each video, with frames interpolated if asked for, and shrunk; and `<out>/eval/videos`, the held-out
+videos as they are. Configs name the folders in `config.data.scenes.render`. Held-out photographs
+are every n-th in order of name.
 """
 
 import argparse

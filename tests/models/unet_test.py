@@ -27,8 +27,6 @@ FIELDS = {
     },
 }
 MIDDLE = 4
-
-
 KINDS = [*((cls, {}) for cls in FIELDS), (ShiftUNet, {"gated": True})]
 
 
@@ -140,13 +138,7 @@ def test_a_gated_block_lets_through_values_times_gelu_of_gates():
 
 
 def test_gates_change_the_number_of_parameters_little():
-    counts = []
-    for gated in (False, True):
-        model = ShiftUNet(88, gated=gated)
-        shapes = jax.eval_shape(
-            model.init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, 88))
-        )["params"]
-        counts.append(sum(leaf.size for leaf in jax.tree.leaves(shapes)))
+    counts = [parameters(ShiftUNet(gated=gated)) for gated in (False, True)]
     assert 0 < counts[1] - counts[0] < 0.03 * counts[0] and counts[1] < 4e6
 
 
@@ -186,9 +178,7 @@ def test_bfloat16_and_recomputation_are_near_the_plain_network(unet, params, cli
 )
 def test_the_configs_have_as_many_parameters_as_they_say(name, least, most):
     model = build_model(small.get_config(name).model)
-    inputs = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, 1, 4, 4, small.BINS))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    assert least < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < most
+    assert least < parameters(model) < most
 
 
 @pytest.mark.parametrize(
@@ -212,6 +202,11 @@ def test_blocks_of_too_few_scales_are_named():
     model = ShiftUNet(BINS, **FIELDS[ShiftUNet] | {"encoder_blocks": (1, 2)})
     with pytest.raises(ValueError, match=r"blocks are \(1, 2\)"):
         abstract_init(model, (1, 2, 16, 16, 3), (1, 2, 8, 8, BINS))
+
+
+def parameters(model):
+    shapes = abstract_init(model, (1, 1, 8, 8, 3), (1, 1, 4, 4, model.spike_bins))["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def abstract_init(model, *shapes):

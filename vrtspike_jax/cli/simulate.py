@@ -30,8 +30,8 @@ def command(
     interpolate: Annotated[
         int, typer.Option(help="Make so many frames of each, by optical flow, before all else.")
     ] = 1,
-    exposure: Annotated[int, typer.Option(help="Video frames in a blurred one, odd.")] = 11,
-    gap: Annotated[int, typer.Option(help="Video frames between exposures.")] = 0,
+    exposure: Annotated[int, typer.Option(help="Frames in a blurred one, odd.")] = 11,
+    gap: Annotated[int, typer.Option(help="Frames between exposures.")] = 0,
     substeps: Annotated[int, typer.Option(help="Spike steps from frame to frame.")] = 8,
     shrink: Annotated[
         float, typer.Option(help="Divide the sides by this, until motion is about a pixel.")

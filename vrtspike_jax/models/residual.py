@@ -1,5 +1,7 @@
 """Residual convolutions of frames one by one, for where attention costs too much."""
 
+import math
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
@@ -50,14 +52,14 @@ class ResidualBlock(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
         if self.clip:
             y = shift_frames(y, self.clip)
-        # Multiples of 8, which matrix units want.
-        inner = -(-2 * self.channels // 24) * 16 if self.gated else self.channels
-        y = Conv(inner, (3, 3), dtype=self.dtype, name="conv1")(y)
         if self.gated:
+            # Two thirds, in multiples of 8, which matrix units want.
+            width = 8 * math.ceil(self.channels / 12)
+            y = Conv(2 * width, (3, 3), dtype=self.dtype, name="conv1")(y)
             values, gates = jnp.split(y, 2, axis=-1)
             y = values * gelu(gates)
         else:
-            y = gelu(y)
+            y = gelu(Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(y))
         return x + Conv(self.channels, (3, 3), dtype=self.dtype, name="conv2")(y)
 
 

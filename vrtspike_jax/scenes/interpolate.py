@@ -3,6 +3,7 @@
 Published spike data are made so: 240 frames a second are too few for a camera of 20,000 steps.
 """
 
+import functools
 from pathlib import Path
 from typing import Protocol
 
@@ -48,36 +49,30 @@ class InterpolatedFrames:
         if times < 1:
             raise ValueError(f"interpolate {times}: wanted 1 or more frames for each of the video")
         self.path, self.size, self.dtype = frames.path, frames.size, frames.dtype
-        self._frames, self._times = frames, times
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._flow.setFinestScale(0)
-        self._pair: tuple[int, _Pair | None] = (-1, None)
-        self._latest: tuple[int, np.ndarray | None] = (-1, None)
+        self._count, self._times = len(frames), times
+        # A pair's second frame is the first of the next one; a video gives each just once.
+        self._read = functools.lru_cache(maxsize=1)(frames.read)
+        self._pair = functools.lru_cache(maxsize=1)(
+            lambda number: _Pair(self._read(number), self._read(number + 1))
+        )
 
     def __len__(self) -> int:
-        return max(0, (len(self._frames) - 1) * self._times + 1)
+        return max(0, (self._count - 1) * self._times + 1)
 
     def read(self, index: int) -> np.ndarray:
         """Frame `index` as RGB, [H,W,3]; indices must not descend."""
         number, part = divmod(index, self._times)
         if part == 0:
             return self._read(number)
-        if self._pair[0] != number:
-            first, second = self._read(number), self._read(number + 1)
-            self._pair = (number, _Pair(first, second, self._flow))
-        return self._pair[1].at(part / self._times)
-
-    def _read(self, number: int) -> np.ndarray:
-        # A pair's second frame is the first of the next one; a video gives each just once.
-        if self._latest[0] != number:
-            self._latest = (number, self._frames.read(number))
-        return self._latest[1]
+        return self._pair(number).at(part / self._times)
 
 
 class _Pair:
     """Two frames and the flow from each to the other, in pixels as (x, y)."""
 
-    def __init__(self, first: np.ndarray, second: np.ndarray, flow: cv2.DISOpticalFlow):
+    def __init__(self, first: np.ndarray, second: np.ndarray):
+        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        flow.setFinestScale(0)
         self._dtype = first.dtype
         self._frames = [frame.astype(np.float32) for frame in (first, second)]
         gray = [_gray(frame) for frame in (first, second)]
