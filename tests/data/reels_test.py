@@ -45,10 +45,20 @@ def test_clips_lie_within_their_reels(config):
     assert (found["corner"][:, 1] + side <= width + 1e-3).all()
     assert (found["exposure"] % 2 == 1).all() and found["exposure"].min() >= 5
     assert (found["shutter"] <= found["exposure"]).all()
-    share = (found["reel"] < bank.films).mean()
+    share = np.isin(found["reel"], bank.films).mean()
     assert 0.35 < share < 0.65
     for name in ("reverse", "mirror_rows", "mirror_cols", "turn"):
         assert 0 < found[name].mean() < 1
+
+
+def test_films_are_drawn_equally_often(config, tmp_path):
+    np.save(tmp_path / "short.npy", np.zeros((15, 24, 24, 3), np.uint8))
+    iterator = train_iterator(config, seed=2)
+    long, short = iterator.source.bank.films
+    drawn = picks(iterator, 100)["reel"]
+    assert len(long) > len(short) == 1
+    assert 0.8 < np.isin(drawn, long).sum() / np.isin(drawn, short).sum() < 1.25
+    assert set(long) <= set(drawn)
 
 
 def test_the_stream_goes_on_where_it_was_left(config):

@@ -175,17 +175,19 @@ def test_clips_of_a_batch_differ_in_noise_and_colour(reels):
 def test_a_bank_holds_films_and_scenes(tmp_path):
     film = np.random.default_rng(0).integers(0, 256, (40, 50, 70, 3), np.uint8)
     np.save(tmp_path / "film.npy", film)
+    np.save(tmp_path / "short.npy", film[:20, :40, :40])
     options = scene_options(films=(tmp_path,), generated=1.0)
     sizes = {"exposures": 3, "subframes": 11, "side": 48, "least_side": 24}
     bank = load_bank("train", options, scenes=2, **sizes)
-    assert bank.films == 2 * 2 * 2  # in time, in height and in width
-    assert bank.pictures.shape == (10, 33, 48, 48, 3)
-    assert bank.sizes[:8].tolist() == [[33, 48, 48]] * 8
+    # The first film in pieces in time, in height and in width.
+    assert bank.films == (range(8), range(8, 9)) and bank.scenes == range(9, 11)
+    assert bank.pictures.shape == (11, 33, 48, 48, 3)
+    assert bank.sizes[:9].tolist() == [[33, 48, 48]] * 8 + [[20, 40, 40]]
     np.testing.assert_array_equal(bank.pictures[0], film[:33, :48, :48])
     np.testing.assert_array_equal(bank.pictures[7], film[7:, 2:, 22:])
-    frames = bank.sizes[8:, 0]
+    frames = bank.sizes[9:, 0]
     assert (frames % 3 == 0).all()
-    assert bank.pictures[8, frames[0] - 1].any()
+    assert bank.pictures[9, frames[0] - 1].any()
     again = load_bank("train", options, scenes=2, **sizes)
     np.testing.assert_array_equal(bank.pictures, again.pictures)
 

@@ -93,9 +93,10 @@ class ReelClips:
         from vrtspike_jax.scenes.textures import colour_change
 
         bank, options, frames = self.bank, self.options, self.shape.frames
-        scenes = len(bank.sizes) - bank.films
-        film = bool(bank.films) and (not scenes or rng.uniform() < options.film_share)
-        reel = int(rng.integers(bank.films) if film else bank.films + rng.integers(scenes))
+        film = bool(bank.films) and (not bank.scenes or rng.uniform() < options.film_share)
+        # Films are drawn equally often, however many reels they fill.
+        reels = bank.films[rng.integers(len(bank.films))] if film else bank.scenes
+        reel = reels[rng.integers(len(reels))]
         length, *size = bank.sizes[reel].tolist()
         low, high = options.film_exposure
         most = length // frames

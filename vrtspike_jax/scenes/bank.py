@@ -26,12 +26,14 @@ class Bank:
     Attributes:
       pictures: uint8 RGB [M, N, side, side, 3]; zero beyond a reel's own size.
       sizes: [M, 3]: frames, height and width of each reel.
-      films: how many reels, the first ones, are pieces of films; the others are rendered.
+      films: for each film, which reels are its pieces.
+      scenes: which reels are rendered.
     """
 
     pictures: UInt8[np.ndarray, "M N side side 3"]
     sizes: Int32[np.ndarray, "M 3"]
-    films: int
+    films: tuple[range, ...]
+    scenes: range
 
 
 def load_bank(
@@ -60,9 +62,12 @@ def load_bank(
       PhotographError: a film that is missing, no film, or too short or too small.
     """
     length = exposures * subframes
-    paths = film_paths(split, options)
     least = (3 * exposures, least_side, least_side)
-    cuts = [(path, cut) for path in paths for cut in _cuts(path, (length, side, side), least)]
+    cuts, films = [], []
+    for path in film_paths(split, options):
+        pieces = [(path, cut) for cut in _cuts(path, (length, side, side), least)]
+        films.append(range(len(cuts), len(cuts) + len(pieces)))
+        cuts += pieces
     if not cuts and not scenes:
         raise ValueError("found neither films nor scenes to render, wanted at least one of them")
     count = len(cuts) + scenes
@@ -83,7 +88,7 @@ def load_bank(
     # OpenCV lets other threads run while it draws.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(fill, range(count)))
-    return Bank(pictures, sizes, len(cuts))
+    return Bank(pictures, sizes, tuple(films), range(len(cuts), count))
 
 
 def _cuts(
