@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from vrtspike_jax.metrics import psnr, ssim
-from vrtspike_jax.spikes import tfi, tfp, voxel_counts
+from vrtspike_jax.spikes import GRAY_WEIGHTS, tfi, tfp, voxel_counts
 
 METRICS = ("psnr_rgb", "psnr_y", "ssim_y")
 # Titles of the methods that a table may have, in its order.
@@ -224,7 +224,7 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 def _coloured(blur: np.ndarray, gray: np.ndarray) -> np.ndarray:
     """The blurred frames with their grey value replaced by `gray` (T, Hs, Ws)."""
     colour = blur.astype(np.float32) / 255
-    own = colour @ np.array([0.299, 0.587, 0.114], np.float32)
+    own = colour @ GRAY_WEIGHTS
     size = blur.shape[2], blur.shape[1]
     large = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_LINEAR) for g in gray])
     large *= own.mean() / max(float(large.mean()), 1e-6)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Num, UInt8
 
+from vrtspike_jax.spikes import GRAY_WEIGHTS
 from vrtspike_jax.spikes.voxel import MAX_COUNT, bin_edges, is_shared, shares
 
-_GRAY = (0.299, 0.587, 0.114)
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -113,7 +113,7 @@ def _expose(pictures: Array, pick: Pick, shape: ClipShape) -> dict[str, Array]:
     rows, cols = (
         _overlaps(0.0, n / m, n, m) for n, m in zip(shape.size, shape.spike_size, strict=True)
     )
-    gray = jnp.einsum("ih,nhwc,jw,c->nij", rows, film, cols, jnp.array(_GRAY), precision=_EXACT)
+    gray = jnp.einsum("ih,nhwc,jw,c->nij", rows, film, cols, GRAY_WEIGHTS, precision=_EXACT)
     steps = shape.frames * shape.steps
     places = (jnp.arange(steps) + 0.5) * (pick.exposure / shape.steps) - 0.5
     places = to_reel(jnp.clip(places, 0, length - 1))

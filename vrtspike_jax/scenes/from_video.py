@@ -17,9 +17,13 @@ import cv2
 import numpy as np
 
 from vrtspike_jax.scenes.interpolate import Frames, InterpolatedFrames
-from vrtspike_jax.spikes import CameraConfig, SpikeCamera, write_camera_config, write_dat
-
-_GRAY = np.float32([0.299, 0.587, 0.114])  # what drives the published set's camera
+from vrtspike_jax.spikes import (
+    GRAY_WEIGHTS,
+    CameraConfig,
+    SpikeCamera,
+    write_camera_config,
+    write_dat,
+)
 
 _NOT_NEGATIVE = (
     "gap",
@@ -181,7 +185,7 @@ def _expose(
         if size != video.size:
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
         frame = frame[: crop[0], : crop[1]]
-        gray = cv2.resize(frame @ _GRAY, spike_size[::-1], interpolation=cv2.INTER_AREA)
+        gray = cv2.resize(frame @ GRAY_WEIGHTS, spike_size[::-1], interpolation=cv2.INTER_AREA)
         return frame, gray
 
     following = read(0)

@@ -13,7 +13,7 @@ from vrtspike_jax.spikes.camera import (
 )
 from vrtspike_jax.spikes.dat import DatError, DatFile, MissingDatError, read_dat, write_dat
 from vrtspike_jax.spikes.reconstruct import tfi, tfp
-from vrtspike_jax.spikes.simulate import SpikeCamera, integrate_and_fire, simulate
+from vrtspike_jax.spikes.simulate import GRAY_WEIGHTS, SpikeCamera, integrate_and_fire, simulate
 from vrtspike_jax.spikes.sizes import SizeGuess, plausible_sizes
 from vrtspike_jax.spikes.voxel import (
     is_shared,
@@ -24,6 +24,7 @@ from vrtspike_jax.spikes.voxel import (
 )
 
 __all__ = [
+    "GRAY_WEIGHTS",
     "CameraConfig",
     "CameraConfigError",
     "DatError",

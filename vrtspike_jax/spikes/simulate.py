@@ -14,6 +14,9 @@ from jaxtyping import Float32, UInt8
 
 Threshold = float | np.ndarray
 
+# The gray that drives the published sets' cameras: of R, G and B as they are (BT.601).
+GRAY_WEIGHTS = np.float32([0.299, 0.587, 0.114])
+
 
 def integrate_and_fire(
     current: Float32[np.ndarray, "T H W"],
