@@ -36,8 +36,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh = mesh_config()
 
     config.init = init = ml_collections.ConfigDict()
-    # Weights to start from: a published VRT or an own model, converted (.safetensors, .npz), or a
-    # workdir; "": random.
+    # Weights to start from: a published VRT or an own model, converted (.safetensors, .npz), a
+    # workdir, or "small", the model of this package; "": random.
     init.params = ""
     # Flow network's weights under VRT's names (.npz, .safetensors); "": random, which is a choice
     # to be made knowingly: alignment then has to be learned from nothing.

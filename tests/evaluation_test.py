@@ -14,6 +14,7 @@ from vrtspike_jax.evaluation import (
 )
 from vrtspike_jax.metrics import psnr, ssim
 from vrtspike_jax.scenes import render_clip
+from vrtspike_jax.spikes import trained_counts
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def test_the_model_gets_counts_per_bin(clips):
         return sharpen(batch)
 
     evaluate(restore, clips[:1], bins=4)
+
+
+def test_the_model_gets_the_counts_of_its_camera(clips):
+    def restore(batch):
+        wanted = trained_counts(clips[0][1]["spikes"], 4, 2)
+        np.testing.assert_array_equal(batch[0][1], wanted)
+        assert (wanted != trained_counts(clips[0][1]["spikes"], 4, 0)).any()
+        return sharpen(batch)
+
+    evaluate(restore, clips[:1], bins=4, trained_steps=2)
 
 
 def test_scores_are_those_of_saved_pictures_and_an_exact_copy_is_capped():

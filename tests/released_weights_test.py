@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import jax
 import ml_collections
 import numpy as np
@@ -6,6 +9,14 @@ from safetensors.numpy import save_file
 
 import vrtspike_jax
 from vrtspike_jax import weights
+from vrtspike_jax.data.config import check_data_config
+from vrtspike_jax.models.build import build_model
+from vrtspike_jax.training.checkpoints import load_for_inference
+from vrtspike_jax.training.initialise import initial_state
+from vrtspike_jax.training.sharding import make_mesh
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from configs import finetune
 
 CONFIG = {
     "model": {
@@ -38,6 +49,15 @@ def test_what_is_saved_comes_back(tmp_path, params):
     assert weights.is_released(path)
 
 
+def test_an_earlier_versions_config_gets_the_fields_that_came_later(tmp_path, params):
+    path = tmp_path / "some.safetensors"
+    weights.save_weights(path, params, ml_collections.ConfigDict(CONFIG))
+    data = load_for_inference(path)[2].data
+    assert data.voxel.steps == 0 and data.spike_scale == (0.5, 0.5)
+    assert data.voxel.mean == 0.9 and data.clip_length == 3
+    check_data_config(ml_collections.ConfigDict({**data.to_dict(), "root": "data"}))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -66,6 +86,25 @@ def test_bad_weights_are_named(tmp_path, content, message):
 def test_another_ending_is_refused(tmp_path, params):
     with pytest.raises(ValueError, match=r"\.safetensors"):
         weights.save_weights(tmp_path / "some.npz", params, ml_collections.ConfigDict(CONFIG))
+
+
+def test_the_shipped_model_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert weights.find("small") == weights.SMALL
+    assert vrtspike_jax.load("small").name == str(weights.SMALL)
+    assert weights.find("smal") == Path("smal")
+    (tmp_path / "small").mkdir()
+    assert weights.find("small") == Path("small")  # a run that somebody called so
+
+
+def test_training_goes_on_from_the_shipped_model():
+    config = finetune.get_config()
+    state = initial_state(build_model(config.model), config, make_mesh(config.mesh, None))
+    wanted = weights.load_weights(weights.SMALL)[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), wanted)
+    config.model.gated = False
+    with pytest.raises(ValueError, match=r"small\.safetensors: parameter .* wanted"):
+        initial_state(build_model(config.model), config, make_mesh(config.mesh, None))
 
 
 def test_the_shipped_model_is_small():

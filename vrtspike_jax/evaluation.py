@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from vrtspike_jax.metrics import psnr, ssim
-from vrtspike_jax.spikes import GRAY_WEIGHTS, tfi, tfp, voxel_counts
+from vrtspike_jax.spikes import GRAY_WEIGHTS, tfi, tfp, trained_counts
 
 METRICS = ("psnr_rgb", "psnr_y", "ssim_y")
 # Titles of the methods that a table may have, in its order.
@@ -29,7 +29,7 @@ METHODS = {
 # What an exact copy scores; infinity would spoil means and is not JSON.
 HIGHEST_PSNR = 100.0
 
-# (blur uint8 (T, H, W, 3), counts uint8 (T, Hs, Ws, K)) of clips of one size -> their restored
+# (blur uint8 (T, H, W, 3), counts (T, Hs, Ws, K)) of clips of one size -> their restored
 # frames, float32 (T, H, W, 3) in 0..1.
 Restore = Callable[[list[tuple[np.ndarray, np.ndarray]]], list[np.ndarray]]
 Clip = Mapping[str, np.ndarray]
@@ -104,6 +104,7 @@ def evaluate(
     baselines: bool = False,
     strips: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
+    trained_steps: int = 0,
 ) -> Evaluation:
     """Restores and scores clips.
 
@@ -116,6 +117,7 @@ def evaluate(
         baselines: also score TFP and TFI.
         strips: how many pictures of the first clips' middle frames to keep.
         should_stop: asked before each batch.
+        trained_steps: steps an exposure of the camera whose counts `restore` takes; 0: any.
 
     Raises:
         StoppedError: `should_stop` said so.
@@ -126,8 +128,7 @@ def evaluate(
         if should_stop():
             raise StoppedError
         inputs = [
-            (clip["blur"], np.stack([voxel_counts(e, bins) for e in clip["spikes"]]))
-            for _, clip in batch
+            (clip["blur"], trained_counts(clip["spikes"], bins, trained_steps)) for _, clip in batch
         ]
         for (name, clip), restored in zip(batch, restore(inputs), strict=True):
             _score_clip(result, name, clip, restored, baselines)

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import imageio.v3 as iio
 import numpy as np
@@ -87,10 +90,31 @@ def test_a_checkpoint_says_what_it_is(vrtspike, checkpoint):
     assert found["damage"] is None
 
 
+def test_weights_say_what_they_are(vrtspike, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(vrtspike("inspect", "small", "--json", "-").stdout)
+    assert found["kind"] == "weights" and found["path"].endswith("small.safetensors")
+    assert 3e6 < found["parameters"] <= 4e6 and int(found["steps"]) > 0
+    assert found["config"]["model"]["name"] == "shift_unet"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered):
+    command = [sys.executable, "-m", "vrtspike_jax.cli.app", "inspect", "small"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as run:
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 141
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["nowhere"], "no such file or folder"),
+        (["nowhere.safetensors"], "no such file of weights"),
         (["{dat}", "--spike-size", "61x80"], "wanted a multiple of"),
         (["{dat}", "--start", "190", "--count", "50"], "found 200 steps"),
         (["{dat}", "--out", "{dat}"], "nothing is overwritten"),

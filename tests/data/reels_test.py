@@ -51,6 +51,12 @@ def test_clips_lie_within_their_reels(config):
         assert 0 < found[name].mean() < 1
 
 
+def test_another_cameras_steps_are_refused(config):
+    config.steps, config.voxel.steps = 22, 88
+    with pytest.raises(ValueError, match=r"voxel\.steps is 88.*config\.data\.steps=22"):
+        train_iterator(config, seed=0)
+
+
 def test_films_are_drawn_equally_often(config, tmp_path):
     np.save(tmp_path / "short.npy", np.zeros((15, 24, 24, 3), np.uint8))
     iterator = train_iterator(config, seed=2)

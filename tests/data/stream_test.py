@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from vrtspike_jax.data.errors import TooManyBadClips
 from vrtspike_jax.data.iterator import TrainIterator
 from vrtspike_jax.data.pipeline import train_iterator
-from vrtspike_jax.spikes import voxel_counts
+from vrtspike_jax.spikes import trained_counts, voxel_counts
 
 CLIPS = 5  # 3 + 2 clips of 3 frames in sequences of 5 and 4
 
@@ -45,6 +45,18 @@ def test_a_batch_has_the_agreed_names_types_and_shapes(plain_set):
         "spikes": ("uint8", (2, 3, 8, 8, 4)),
         "index": ("int64", (2,)),
     }
+
+
+def test_spikes_of_another_camera_are_those_of_the_models(plain_set):
+    config = plain_set.config(flip=False, rotate=False, reverse_time=False, crop_size=0)
+    config.voxel.steps = 4  # half as fast as the one that wrote the files
+    iterator = train_iterator(config, seed=0)
+    batch = next(iterator)
+    sequence, first = iterator.source.name(int(batch["index"][0])).split("/")
+    iterator.close()
+    raw = np.stack([frame_spikes(int(sequence[3]), int(first) + t) for t in range(3)])
+    np.testing.assert_array_equal(batch["spikes"][0], trained_counts(raw, 4, 4))
+    assert batch["spikes"].max() == 1 < voxel_counts(raw, 4).max()
 
 
 def test_batches_hold_what_the_files_hold(plain_set):

@@ -5,7 +5,15 @@ from stand_in import register, tiny_config
 
 from vrtspike_jax.training.config import changes, check_config, to_plain
 
-CONFIGS = ("quickstart", "small", "base", "baseline", "baseline_fast", "baseline_low_memory")
+CONFIGS = (
+    "quickstart",
+    "small",
+    "finetune",
+    "base",
+    "baseline",
+    "baseline_fast",
+    "baseline_low_memory",
+)
 
 
 def load(name):

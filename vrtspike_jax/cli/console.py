@@ -100,5 +100,5 @@ def parse_size(text: str) -> tuple[int, int]:
 
 CHECKPOINT = typer.Option(
     envvar="VRTSPIKE_CHECKPOINT",
-    help="Training workdir, its checkpoints folder, one checkpoint, or a file of weights.",
+    help="Workdir, its checkpoints folder, one checkpoint, a file of weights, or 'small'.",
 )

@@ -20,10 +20,17 @@ def reports_errors(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Who read the output has left, as `| head` does. What is still in the buffer must not
+            # fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None  # as shells report SIGPIPE
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             message = _explain(error)
             if message is None or os.environ.get(TRACEBACK_VARIABLE):

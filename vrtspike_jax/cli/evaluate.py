@@ -92,7 +92,10 @@ def command(
     tiling = {"tile": WHOLE if no_tile else tile, "tile_overlap": tile_overlap}
     tiling |= {"clip": clip, "clip_overlap": clip_overlap}
     if restorer is None:
-        console.say("no --checkpoint: scoring the blurred frames, TFP and TFI alone")
+        console.say(
+            "no --checkpoint: scoring the blurred frames, TFP and TFI alone "
+            "('--checkpoint small' also scores the model of this package)"
+        )
     report, meta = _score(store, restorer, out, tiling, pictures, lpips, vgg16)
     meta |= {"data": str(data.absolute()), "split": split}
     _write(out, {**meta, **report.to_json()}, report.to_csv(), json_file)

@@ -1,4 +1,4 @@
-"""`vrtspike inspect`: what a recording, a data set or a checkpoint holds."""
+"""`vrtspike inspect`: what a recording, a data set, a checkpoint or a file of weights holds."""
 
 import json
 from enum import StrEnum
@@ -19,6 +19,8 @@ vrtspike inspect recording.dat --spike-size 250x400 --out look --steps-per-secon
 vrtspike inspect data/gopro_spike             (sequences, sizes, faults)
 
 vrtspike inspect runs/baseline --json -       (config, versions, scores)
+
+vrtspike inspect small                        (the model of this package)
 """
 
 
@@ -31,7 +33,9 @@ class Animation(StrEnum):
 
 @reports_errors
 def command(
-    path: Annotated[Path, typer.Argument(help="A .dat, a data set, a workdir or a checkpoint.")],
+    path: Annotated[
+        Path, typer.Argument(help="A .dat, a data set, a workdir, a checkpoint or weights.")
+    ],
     spike_size: Annotated[
         str, typer.Option(help="HxW of a .dat; else config.yaml, else guessed from the bits.")
     ] = "",
@@ -50,12 +54,15 @@ def command(
 ) -> None:
     """Show size, duration, firing rate, pixels at fault and pictures of a recording.
 
-    Of a data set: sequences, sizes and faults. Of a checkpoint: config, versions and scores.
+    Of a data set: sequences, sizes and faults. Of a checkpoint: config, versions and scores. Of
+    weights (.safetensors, or "small", those of this package): config and size.
     """
     console.check_writable(json_file, "--json")
-    if not path.exists():
+    if _is_weights(path):
+        found = _inspect_weights(path)
+    elif not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    if path.is_file():
+    elif path.is_file():
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out}: holds files already; nothing is overwritten")
         found = _inspect_dat(path, spike_size, head_columns, steps_per_second, start, count)
@@ -216,6 +223,32 @@ def _inspect_checkpoint(path: Path) -> dict[str, Any]:
         "best": meta.best,
         "versions": meta.versions,
         "config": meta.config,
+    }
+
+
+def _is_weights(path: Path) -> bool:
+    if path.exists() and path.suffix != ".safetensors":
+        return False  # known without loading JAX
+    from vrtspike_jax import weights
+
+    return weights.is_weights(weights.find(path))
+
+
+def _inspect_weights(path: Path) -> dict[str, Any]:
+    import jax
+
+    from vrtspike_jax import weights
+
+    path = weights.find(path)
+    _, params, config = weights.load_weights(path)
+    about = {k: v for k, v in weights.read_about(path).items() if k not in ("config", "format")}
+    return {
+        "kind": "weights",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        **about,
+        "config": config.to_dict(),
     }
 
 

@@ -40,8 +40,8 @@ class View:
           blur, sharp: uint8 [T, H, W, 3].
           spikes: raw, uint8 [T, S, Hs, Ws].
           bins: time bins of an exposure, K.
-          trained_steps: where S differs from clip to clip, that of the model; see
-            `vrtspike_jax.spikes.trained_counts`.
+          trained_steps: where S is not that of the model, or differs from clip to clip, that of the
+            model; see `vrtspike_jax.spikes.trained_counts`.
 
         Returns:
           `blur`, `sharp` as before (H and W swapped by a turn), and `spikes` as counts

@@ -75,6 +75,10 @@ def default_data_config() -> ml_collections.ConfigDict:
     # Normalisation (value - mean) / std; `vrtspike prepare` measures both. std > 0.
     c.voxel.mean = 0.0
     c.voxel.std = 1.0
+    # Steps an exposure of the camera whose counts the model gets: spikes of a camera with other
+    # steps are counted as it would have fired them (`vrtspike_jax.spikes.trained_counts`), which is
+    # how `vrtspike deblur` brings any camera to a trained model. 0: the steps that the data have.
+    c.voxel.steps = 0
 
     # Worker processes that read and decode; 0 uses threads of this process. 0 ...
     c.num_workers = 0
@@ -119,6 +123,7 @@ _RANGES = {
     "steps": (0, 2**20),
     "steps_per_second": (1e-6, 1e9),
     "voxel.bins": (1, 2**12),
+    "voxel.steps": (0, 2**20),
     "voxel.std": (1e-12, 1e12),
     "voxel.mean": (-1e12, 1e12),
     "num_workers": (0, 2**10),
@@ -171,6 +176,17 @@ def check_data_config(config: ml_collections.ConfigDict) -> None:
             "config.data.root is empty: wanted the folder of the data set "
             "(or config.data.source='scenes', which needs no files)"
         )
+
+
+def add_later_fields(
+    config: ml_collections.ConfigDict, default: ml_collections.ConfigDict | None = None
+) -> None:
+    """Gives `config.data` of an earlier version the fields that came later, at their defaults."""
+    for key, value in (default_data_config() if default is None else default).items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ml_collections.ConfigDict):
+            add_later_fields(config[key], value)
 
 
 def _check_fields(config: object, default: ml_collections.ConfigDict, name: str) -> None:

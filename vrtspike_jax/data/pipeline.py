@@ -62,8 +62,8 @@ def train_iterator(
         source = open_clips(config, config.train_split)
         augmentation = Augmentation(config.flip, config.rotate, config.reverse_time)
         _check_shapes(source, config)
-        bins = config.voxel.bins
-        load = LoadClip(source, augmentation, config.crop_size, bins, source.trained_steps)
+        trained = config.voxel.steps or source.trained_steps
+        load = LoadClip(source, augmentation, config.crop_size, config.voxel.bins, trained)
     clips = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     return TrainIterator(
         clips.random_map(load),

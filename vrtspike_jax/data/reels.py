@@ -21,7 +21,7 @@ def clip_shape(config: ml_collections.ConfigDict):
     """The `vrtspike_jax.scenes.expose_jax.ClipShape` of training clips cut from reels.
 
     Raises:
-      ValueError: no crop size, or a scene option that makes no sense.
+      ValueError: no crop size, steps of another camera, or a scene option that makes no sense.
     """
     from vrtspike_jax.scenes import scene_options
     from vrtspike_jax.scenes.expose_jax import ClipShape
@@ -29,6 +29,11 @@ def clip_shape(config: ml_collections.ConfigDict):
     side = config.crop_size
     if not side:
         raise ValueError("config.data.crop_size is 0: config.data.scenes.on_device needs crops")
+    if config.voxel.steps not in (0, config.steps):
+        raise ValueError(
+            f"config.data.voxel.steps is {config.voxel.steps}: config.data.scenes.on_device wanted "
+            f"0, for clips as of a camera of config.data.steps={config.steps}"
+        )
     options = scene_options(**config.scenes.render.to_dict())
     options.check_exposures(config.steps)
     return ClipShape(

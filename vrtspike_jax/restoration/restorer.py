@@ -10,7 +10,6 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -334,7 +333,8 @@ def load(
     Args:
       checkpoint: a training workdir, its `checkpoints` folder, or one checkpoint in it. Of several
         the one with the best score is taken; averaged (EMA) parameters where there are any. Or a
-        file of weights (`vrtspike_jax.weights`); None takes the small model of this package.
+        file of weights (`vrtspike_jax.weights`); None or "small" takes the small model that comes
+        with this package.
       devices: the devices to spread tiles over; default all local ones.
 
     Raises:
@@ -352,7 +352,7 @@ def load_with_config(
     from vrtspike_jax.training.checkpoint_files import locate
     from vrtspike_jax.training.checkpoints import load_for_inference
 
-    found = pathlib.Path(weights.SMALL if checkpoint is None else checkpoint)
+    found = weights.SMALL if checkpoint is None else weights.find(checkpoint)
     found = found if weights.is_weights(found) else locate(found)
     model, params, config = load_for_inference(found)
     if jax.default_backend() == "cpu" and config.model.dtype != "float32":
@@ -370,7 +370,12 @@ def from_model(model, params: Any, config, *, devices=None, name: str = "") -> R
     voxel = config.data.voxel
     bins = voxel.bins if hasattr(model, "spike_bins") else 0
     settings = VoxelSettings(
-        bins, voxel.log, voxel.mean, voxel.std, config.data.steps, tuple(config.data.spike_scale)
+        bins,
+        voxel.log,
+        voxel.mean,
+        voxel.std,
+        voxel.steps or config.data.steps,
+        tuple(config.data.spike_scale),
     )
     model = for_inference(model)
     return Restorer(

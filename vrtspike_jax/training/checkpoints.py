@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vrtspike_jax import weights
+from vrtspike_jax.data.config import add_later_fields
 from vrtspike_jax.models.build import build_model
 from vrtspike_jax.training import checkpoint_files as files
 from vrtspike_jax.training.state import TrainState
@@ -284,11 +285,17 @@ def load_for_inference(
 
     Returns:
         The module, its parameters (the moving average where one was kept) on the default device,
-        and the whole config that it was trained with.
+        and the whole config that it was trained with, with all of today's fields of `data`.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged; the message names the file.
     """
+    model, params, config = _load(path, prefer)
+    add_later_fields(config.data)
+    return model, params, config
+
+
+def _load(path: str | os.PathLike, prefer: str) -> tuple[nn.Module, Any, ml_collections.ConfigDict]:
     if weights.is_weights(path):
         return weights.load_weights(path)
     checkpoint = files.locate(path, prefer).absolute()

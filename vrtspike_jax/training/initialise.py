@@ -160,6 +160,7 @@ def _create_fn(config: ml_collections.ConfigDict) -> Callable[[Any], TrainState]
 
 
 def _load_params(path: str, model: nn.Module, wanted: Any) -> Any:
+    path = str(weights.find(path))
     if Path(path).is_dir():
         if not (find_steps(Path(path) / "checkpoints") or (Path(path) / "meta").is_dir()):
             raise ValueError(f"config.init.params={path!r}: no checkpoint in this directory")

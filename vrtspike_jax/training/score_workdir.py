@@ -32,9 +32,9 @@ def score_workdir(config: ml_collections.ConfigDict | None, workdir: str | Path)
     prefer = "best" if config is None else config.eval.checkpoint
     checkpoint = files.locate(workdir, prefer)
     meta = files.read_meta(checkpoint)
-    config = ml_collections.ConfigDict(meta.config) if config is None else config
+    model, params, stored = load_for_inference(checkpoint)
+    config = stored if config is None else config
     check_config(config)
-    model, params, _ = load_for_inference(checkpoint)
     check_model(checkpoint, meta, config, params)
     mesh = make_mesh(config.mesh, None)
     params = put_tree(params, state_shardings(params, mesh))

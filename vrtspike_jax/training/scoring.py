@@ -74,9 +74,16 @@ class Scorer:
         Raises:
             StoppedError: `should_stop` said so.
         """
-        restore, bins = self.restore_with(params), self._config.data.voxel.bins
+        voxel = self._config.data.voxel
         return evaluate(
-            restore, self._clips, bins, self._batch_size, baselines, strips, should_stop
+            self.restore_with(params),
+            self._clips,
+            voxel.bins,
+            self._batch_size,
+            baselines,
+            strips,
+            should_stop,
+            voxel.steps,
         )
 
     def restore_with(self, params: Any) -> Restore:

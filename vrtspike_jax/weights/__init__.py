@@ -23,6 +23,11 @@ SUFFIX = ".safetensors"
 FORMAT = "vrtspike"
 
 
+def find(path: str | os.PathLike) -> Path:
+    """The shipped model's file where `path` is its name, "small", and nothing here is called so."""
+    return SMALL if str(path) == SMALL.stem and not Path(path).exists() else Path(path)
+
+
 def is_weights(path: str | os.PathLike) -> bool:
     """Whether a path names a file of weights rather than a checkpoint, which is a folder."""
     return Path(path).suffix == SUFFIX and not Path(path).is_dir()
@@ -31,10 +36,19 @@ def is_weights(path: str | os.PathLike) -> bool:
 def is_released(path: str | os.PathLike) -> bool:
     """Whether a file is what `save_weights` writes, and not a converted state dict."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+        return read_about(path).get("format") == FORMAT
     except (SafetensorError, OSError):
         return False
+
+
+def read_about(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata of a safetensors file: of weights the config, the steps and what else they say.
+
+    Raises:
+      SafetensorError, OSError: no such file, or no safetensors.
+    """
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def save_weights(
