@@ -70,8 +70,8 @@ class UNet(nn.Module):
     def _blocks(self, x: Array, scale: int, count: int, name: str, clip: int = 0) -> Array:
         """Residual blocks; with `clip`, they see the neighbouring frames."""
         block = nn.remat(ResidualBlock) if self.remat == "block" else ResidualBlock
+        size = self.channels[scale]
         for i in range(count):
-            size = self.channels[scale]
             x = block(size, self.dtype, clip, self.gated, name=f"{name}{scale}_{i}")(x)
         return x
 

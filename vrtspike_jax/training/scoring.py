@@ -79,11 +79,11 @@ class Scorer:
             self.restore_with(params),
             self._clips,
             voxel.bins,
-            self._batch_size,
-            baselines,
-            strips,
-            should_stop,
-            voxel.steps,
+            batch_size=self._batch_size,
+            baselines=baselines,
+            strips=strips,
+            should_stop=should_stop,
+            trained_steps=voxel.steps,
         )
 
     def restore_with(self, params: Any) -> Restore:
